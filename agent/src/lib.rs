@@ -1,0 +1,3 @@
+//! Weir: network policy for one Kubernetes node, enforced with eBPF.
+
+pub mod object;

@@ -27,7 +27,6 @@ fn build() -> Result<(), Box<dyn Error>> {
     for input in ["ebpf", "common", "Cargo.toml", "Cargo.lock", "xtask/src/bpf.rs"] {
         println!("cargo::rerun-if-changed={}", root.join(input).display());
     }
-    println!("cargo::rerun-if-env-changed=PATH");
 
     let next_layout = env::var_os("CARGO_FEATURE_NEXT_LAYOUT").is_some();
     let (features, dir): (&[&str], _) = if next_layout {

@@ -17,7 +17,10 @@ mod tests {
         assert_eq!(BYTES.as_ptr().align_offset(8), 0);
         assert_eq!(&BYTES[..4], b"\x7fELF");
         let has = |name: &[u8]| BYTES.windows(name.len()).any(|bytes| bytes == name);
-        assert!(has(b".BTF\0"), "no BTF: maps could not be described, nor programs shown by bpftool");
+        assert!(
+            has(b".BTF\0"),
+            "no BTF: maps could not be described, nor programs shown by bpftool"
+        );
         assert!(has(b"Dual BSD/GPL"), "no licence: the kernel would refuse most helpers");
     }
 }

@@ -1,0 +1,1 @@
+//! Kubernetes, Calico and ClusterNetworkPolicy objects -> the policy model. Parsing and validation end here.

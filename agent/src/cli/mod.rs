@@ -1,0 +1,1 @@
+//! The verbs of the `weir` binary, one file each.

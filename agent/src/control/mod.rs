@@ -1,0 +1,1 @@
+//! The loop that wires the rooms: objects in, plans executed, questions answered.

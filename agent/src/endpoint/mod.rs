@@ -1,0 +1,1 @@
+//! Local pods and their interfaces.

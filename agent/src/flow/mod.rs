@@ -1,0 +1,1 @@
+//! Kernel events -> records with names -> sinks.

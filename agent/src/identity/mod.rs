@@ -1,0 +1,1 @@
+//! Peers (pods, sets, CIDRs, nodes) -> identities -> classes. Pure.

@@ -1,0 +1,1 @@
+//! The cluster's current objects, and what of them the compiler must be told.

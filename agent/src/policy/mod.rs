@@ -1,0 +1,13 @@
+//! The policy model and its compiler: pure, no clock, no I/O, no await. Nothing here knows that aya or kube exist.
+//!
+//! | file | what |
+//! |---|---|
+//! | `model` | tiers, policies, rules: one shape for every policy language |
+//! | `selector` | label expressions and what they are asked about |
+//! | `change` | what the compiler is told |
+//! | `plan` | what the compiler wants done: plain-data operations on the kernel's maps |
+
+pub mod change;
+pub mod model;
+pub mod plan;
+pub mod selector;

@@ -77,11 +77,7 @@ impl Check {
             return;
         }
         self.note("privileges", Ok("root".into()));
-        let mounted = machine::bpffs();
-        self.note(
-            "bpf file system",
-            mounted.map(|was| if was { "mounted" } else { "mounted just now" }.into()),
-        );
+        self.note("bpf file system", machine::bpffs().map(|()| "mounted".into()));
     }
 
     fn programs(&mut self, verbs: &[Verb]) {

@@ -22,6 +22,7 @@ use crate::{
     kernel,
     open::{open, rejudge},
     parse::transport::Icmp,
+    scratch::Scratch,
 };
 
 #[map]
@@ -109,35 +110,37 @@ pub fn find(key: &CtKey) -> Option<(*mut CtEntry, Place)> {
 }
 
 /// Passes a packet by its flow's entry, or judges it.
-#[inline(always)]
-pub fn follow(endpoint: &mut Endpoint, flow: &mut Flow) -> Reason {
+#[inline(never)]
+pub fn follow(endpoint: &mut Endpoint, scratch: &mut Scratch) -> Reason {
+    let flow = &mut scratch.flow;
     let Some((entry, place)) = find(&flow.key) else {
-        return open(endpoint, flow, None);
+        return open(endpoint, scratch, None);
     };
     // SAFETY: a live map element of integers; that other processors write to them is expected (see above).
     let known = unsafe { &*entry };
     if !continues(known, flow) {
-        return open(endpoint, flow, Some(place));
+        return open(endpoint, scratch, Some(place));
     }
-    match current(known, endpoint) {
-        Some(reason) => {
-            flow.decision = known.decision;
-            touch(entry, place, flow);
-            reason
-        }
-        None => rejudge(endpoint, flow, entry, place, true),
+    let Some(reason) = current(known, endpoint) else {
+        return rejudge(endpoint, scratch, entry, place, true);
+    };
+    flow.decision = known.decision;
+    touch(entry, flow);
+    if matches!(place, Place::Unconfirmed) {
+        promote(entry, scratch);
     }
+    reason
 }
 
-/// Passes an ICMP error by the entry of the flow that it quotes, whose key `flow` has taken over.
+/// Passes an ICMP error by the entry of the flow that it quotes, whose key the packet has taken over.
 #[inline(always)]
-pub fn follow_related(endpoint: &mut Endpoint, flow: &mut Flow) -> Option<Reason> {
-    let (entry, place) = find(&flow.key)?;
+pub fn follow_related(endpoint: &mut Endpoint, scratch: &mut Scratch) -> Option<Reason> {
+    let (entry, place) = find(&scratch.flow.key)?;
     // SAFETY: as in `follow`.
     let known = unsafe { &*entry };
     let reason = match current(known, endpoint) {
         Some(reason) => reason,
-        None => rejudge(endpoint, flow, entry, place, false),
+        None => rejudge(endpoint, scratch, entry, place, false),
     };
     Some(match reason {
         Reason::Established | Reason::Rejudged => Reason::Related,
@@ -189,11 +192,15 @@ fn continues(entry: &CtEntry, flow: &Flow) -> bool {
 
 /// Remembers a packet in its flow's entry.
 #[inline(always)]
-fn touch(entry: *mut CtEntry, place: Place, flow: &Flow) {
+fn touch(entry: *mut CtEntry, flow: &Flow) {
     // SAFETY: a live map element. Only counters, times and flags of one side are written, so that an element that
     // was recycled meanwhile gets no rights, but a wrong count at worst.
     unsafe {
-        let side = if flow.from_pod { &raw mut (*entry).sides[0] } else { &raw mut (*entry).sides[1] };
+        let side = if flow.from_pod {
+            &raw mut (*entry).sides[0]
+        } else {
+            &raw mut (*entry).sides[1]
+        };
         kernel::add(&raw mut (*side).packets, flow.packets as u64);
         kernel::add(&raw mut (*side).bytes, flow.bytes as u64);
         if kernel::read(&raw const (*side).last_seen) != flow.now {
@@ -207,9 +214,6 @@ fn touch(entry: *mut CtEntry, place: Place, flow: &Flow) {
                 close(entry, flow);
             }
         }
-    }
-    if matches!(place, Place::Unconfirmed) {
-        promote(entry, flow);
     }
 }
 
@@ -226,16 +230,18 @@ fn close(entry: *mut CtEntry, flow: &Flow) {
 /// Moves an entry to the confirmed map once its flow is open. (One that was refused stays: whoever makes a pod send
 /// resets must not be able to evict live connections.)
 #[inline(never)]
-fn promote(entry: *mut CtEntry, flow: &Flow) {
-    // SAFETY: a live map element of integers.
-    let copy = unsafe { kernel::read(entry) };
-    if !matches!(copy.state(flow.key.protocol()), State::Open | State::Closing) {
+fn promote(entry: *mut CtEntry, scratch: &mut Scratch) {
+    let key = &scratch.flow.key;
+    let copy = &mut scratch.open.entry;
+    // SAFETY: a live map element, and memory of our own.
+    unsafe { kernel::copy(entry, copy) };
+    if !matches!(copy.state(key.protocol()), State::Open | State::Closing) {
         return;
     }
-    if UNCONFIRMED.get_ptr_mut(&flow.key) != Some(entry) {
+    if UNCONFIRMED.get_ptr_mut(key) != Some(entry) {
         return;
     }
-    if !matches!(Place::Confirmed.insert(&flow.key, &copy), Inserted::Failed) {
-        Place::Unconfirmed.remove(&flow.key);
+    if !matches!(Place::Confirmed.insert(key, copy), Inserted::Failed) {
+        Place::Unconfirmed.remove(key);
     }
 }

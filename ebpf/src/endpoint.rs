@@ -1,12 +1,7 @@
 //! Whose interface a packet passes.
 
 use aya_ebpf::{macros::map, maps::HashMap};
-use weir_common::{
-    Addr, Direction,
-    endpoint::EndpointEntry,
-    policy::{Decision, DirectionPolicy, PrefixMask},
-    reason::Reason,
-};
+use weir_common::{Addr, Direction, endpoint::EndpointEntry, policy::DirectionPolicy, reason::Reason};
 
 use crate::kernel;
 
@@ -27,6 +22,8 @@ pub struct Endpoint {
 }
 
 /// What an endpoint obeys in one direction, and since when.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
 pub struct PolicyView {
     pub epoch: u32,
     pub adopt_until: u64,
@@ -58,7 +55,12 @@ impl Endpoint {
             let found = field!(entry, ifindex);
             let flags = field!(entry, flags);
             if field!(entry, stamp) == stamp && found == ifindex {
-                return Ok(Self { entry, ifindex, stamp, flags });
+                return Ok(Self {
+                    entry,
+                    ifindex,
+                    stamp,
+                    flags,
+                });
             }
             tries += 1;
             if tries == 2 {
@@ -131,24 +133,13 @@ impl Endpoint {
         let entry = self.entry;
         view.epoch = self.epoch();
         view.adopt_until = field!(entry, adopt_until);
-        match direction {
-            Direction::Egress => view.policy = field!(entry, egress),
-            Direction::Ingress => view.policy = field!(entry, ingress),
-        }
-    }
-}
-
-impl PolicyView {
-    /// Denies everything.
-    #[inline(always)]
-    pub const fn closed() -> Self {
-        Self {
-            epoch: 0,
-            adopt_until: 0,
-            policy: DirectionPolicy {
-                table: 0,
-                default_row: weir_common::policy::Row { id: 0, prefixes: PrefixMask(0), base: [Decision::DENY; 5] },
-            },
-        }
+        let policy = match direction {
+            // SAFETY: a live map element; only addresses are computed.
+            Direction::Egress => unsafe { &raw const (*entry).egress },
+            // SAFETY: as above.
+            Direction::Ingress => unsafe { &raw const (*entry).ingress },
+        };
+        // SAFETY: both are live, and plain data.
+        unsafe { kernel::copy_words(policy, &raw mut view.policy) };
     }
 }

@@ -13,7 +13,7 @@ use weir_common::{
     reason::Reason,
 };
 
-use crate::{counters, flow::Flow, kernel};
+use crate::{counters, flow::Flow, kernel, scratch::Scratch};
 
 #[map]
 static CONFIG: Array<Config> = Array::with_max_entries(1, 0);
@@ -35,25 +35,22 @@ pub fn wanted() -> bool {
 }
 
 /// A flow was allowed and is about to get its entry; true where the agent will hear of it.
-#[inline(always)]
+#[inline(never)]
 pub fn started(flow: &Flow, entry: &CtEntry, reason: Reason) -> bool {
-    let packets = [flow.packets as u64, 0];
-    let bytes = [flow.bytes as u64, 0];
-    let (packets, bytes) = if flow.from_pod { (packets, bytes) } else { ([0, packets[0]], [0, bytes[0]]) };
     let event = Parts {
         kind: EventKind::Started,
         reason,
         decision: entry.decision,
         created: entry.created,
         flags: entry.flags,
-        packets,
-        bytes,
+        packets: of_packet(flow, flow.packets),
+        bytes: of_packet(flow, flow.bytes),
     };
     send(flow, &event)
 }
 
 /// A flow has closed, or was cut, or its entry makes room for a new flow.
-#[inline(always)]
+#[inline(never)]
 pub fn ended(flow: &Flow, entry: *const CtEntry, reason: Reason) {
     if !wanted() {
         return;
@@ -81,10 +78,11 @@ pub fn ended(flow: &Flow, entry: *const CtEntry, reason: Reason) {
 
 /// A packet was denied: the first one of its flow is told, the others are counted.
 #[inline(never)]
-pub fn denied(flow: &Flow, epoch: u32, reason: Reason) {
+pub fn denied(scratch: &mut Scratch, epoch: u32, reason: Reason) {
     if !wanted() {
         return;
     }
+    let Scratch { flow, denial, .. } = scratch;
     let direction = flow.direction() as u8;
     if let Some(known) = DENIALS.get_ptr_mut(&flow.key) {
         // SAFETY: a live map element (if it is recycled meanwhile, another denial is counted a packet too many).
@@ -103,33 +101,40 @@ pub fn denied(flow: &Flow, epoch: u32, reason: Reason) {
             }
         }
     }
-    let entry = DenialEntry {
-        first: flow.now,
-        last: flow.now,
-        packets: flow.packets as u64,
-        bytes: flow.bytes as u64,
-        decision: flow.decision,
-        epoch,
-        reason: reason as u8,
-        direction,
-        icmp: flow.icmp,
-        pad: 0,
-    };
+    denial.first = flow.now;
+    denial.last = flow.now;
+    denial.packets = flow.packets as u64;
+    denial.bytes = flow.bytes as u64;
+    denial.decision = flow.decision;
+    denial.epoch = epoch;
+    denial.reason = reason as u8;
+    denial.direction = direction;
+    denial.icmp = flow.icmp;
+    denial.pad = 0;
     // Without an entry the flow's next packet is told as well: too much rather than too little.
-    let _ = DENIALS.insert(&flow.key, &entry, 0);
-    let packets = [flow.packets as u64, 0];
-    let bytes = [flow.bytes as u64, 0];
-    let (packets, bytes) = if flow.from_pod { (packets, bytes) } else { ([0, packets[0]], [0, bytes[0]]) };
-    let event = Parts {
-        kind: EventKind::Denied,
-        reason,
-        decision: flow.decision,
-        created: 0,
-        flags: 0,
-        packets,
-        bytes,
-    };
-    send(flow, &event);
+    let _ = DENIALS.insert(&flow.key, &*denial, 0);
+    send(
+        flow,
+        &Parts {
+            kind: EventKind::Denied,
+            reason,
+            decision: flow.decision,
+            created: 0,
+            flags: 0,
+            packets: of_packet(flow, flow.packets),
+            bytes: of_packet(flow, flow.bytes),
+        },
+    );
+}
+
+/// A number of the packet in hand, by direction.
+#[inline(always)]
+const fn of_packet(flow: &Flow, number: u32) -> [u64; 2] {
+    if flow.from_pod {
+        [number as u64, 0]
+    } else {
+        [0, number as u64]
+    }
 }
 
 /// What an event says beside the packet in hand.
@@ -155,7 +160,7 @@ fn send(flow: &Flow, parts: &Parts) -> bool {
     unsafe {
         (&raw mut (*event).time).write(flow.now);
         (&raw mut (*event).created).write(parts.created);
-        (&raw mut (*event).key).write(flow.key);
+        kernel::copy_words(&raw const flow.key, &raw mut (*event).key);
         (&raw mut (*event).decision).write(parts.decision);
         (&raw mut (*event).kind).write(parts.kind as u8);
         (&raw mut (*event).reason).write(parts.reason as u8);
@@ -164,8 +169,10 @@ fn send(flow: &Flow, parts: &Parts) -> bool {
         (&raw mut (*event).flags).write(parts.flags);
         (&raw mut (*event).icmp).write(flow.icmp);
         (&raw mut (*event).ifindex).write(flow.ifindex);
-        (&raw mut (*event).packets).write(parts.packets);
-        (&raw mut (*event).bytes).write(parts.bytes);
+        (&raw mut (*event).packets[0]).write(parts.packets[0]);
+        (&raw mut (*event).packets[1]).write(parts.packets[1]);
+        (&raw mut (*event).bytes[0]).write(parts.bytes[0]);
+        (&raw mut (*event).bytes[1]).write(parts.bytes[1]);
     }
     entry.submit(0);
     true

@@ -40,27 +40,51 @@ pub struct Flow {
 impl Flow {
     #[inline(always)]
     pub const fn direction(&self) -> Direction {
-        if self.from_pod { Direction::Egress } else { Direction::Ingress }
+        if self.from_pod {
+            Direction::Egress
+        } else {
+            Direction::Ingress
+        }
+    }
+
+    /// Clears what parsing is to fill in.
+    #[inline(always)]
+    pub fn forget(&mut self, endpoint: u32) {
+        self.key.endpoint_protocol = endpoint << 8;
+        self.key.local_port = 0;
+        self.key.peer_port = 0;
+        self.key.local = Addr::UNSPECIFIED;
+        self.key.peer = Addr::UNSPECIFIED;
+        self.flags = 0;
+        self.decision = Decision::DENY;
+        self.icmp = 0;
+        self.tcp_flags = 0;
+        self.later_fragment = false;
     }
 
     /// Fills in what the network header says.
     #[inline(always)]
-    pub fn set_network(&mut self, endpoint: u32, network: &Network) {
-        let (local, peer) = if self.from_pod {
-            (network.source, network.destination)
+    pub fn set_network(&mut self, network: &Network) {
+        if self.from_pod {
+            self.key.local = network.source;
+            self.key.peer = network.destination;
         } else {
-            (network.destination, network.source)
-        };
-        self.key.local = local;
-        self.key.peer = peer;
-        self.key.endpoint_protocol = endpoint << 8 | network.protocol as u32;
+            self.key.local = network.destination;
+            self.key.peer = network.source;
+        }
+        self.set_protocol(network.protocol);
         self.later_fragment = network.is_later_fragment();
+    }
+
+    #[inline(always)]
+    const fn set_protocol(&mut self, protocol: u8) {
+        self.key.endpoint_protocol = self.key.endpoint_protocol & !0xff | protocol as u32;
     }
 
     /// Fills in what the transport header says.
     #[inline(always)]
-    pub fn set_transport(&mut self, endpoint: u32, network: &Network, transport: &Transport) {
-        self.key.endpoint_protocol = endpoint << 8 | network.protocol as u32;
+    pub fn set_transport(&mut self, network: &Network, transport: &Transport) {
+        self.set_protocol(network.protocol);
         let (local, peer) = ports(network, transport, self.from_pod);
         self.key.local_port = local;
         self.key.peer_port = peer;
@@ -106,7 +130,10 @@ impl Flow {
 #[inline(always)]
 pub const fn ports(network: &Network, transport: &Transport, from_pod: bool) -> (u16, u16) {
     if Icmp::is(network.v4, network.protocol)
-        && matches!(Icmp::of(network.v4, (transport.icmp >> 8) as u8), Icmp::Error | Icmp::Other)
+        && matches!(
+            Icmp::of(network.v4, (transport.icmp >> 8) as u8),
+            Icmp::Error | Icmp::Other
+        )
     {
         (transport.icmp, 0)
     } else if from_pod {

@@ -19,7 +19,7 @@ static FRAGMENTS: LruHashMap<FragmentKey, FragmentEntry> = LruHashMap::with_max_
 ///
 /// # Errors
 /// The fragment's reason to be dropped.
-#[inline(always)]
+#[inline(never)]
 pub fn follow(endpoint: u32, now: u64, network: &mut Network, transport: &mut Transport) -> Result<(), Reason> {
     let key = FragmentKey {
         endpoint_protocol: endpoint << 8 | network.fragment_protocol as u32,
@@ -31,7 +31,11 @@ pub fn follow(endpoint: u32, now: u64, network: &mut Network, transport: &mut Tr
         Some(found) => {
             let entry = read(found);
             // Still there after the read: so it was not recycled for another datagram meanwhile.
-            if FRAGMENTS.get_ptr(&key) == Some(found) && entry.expires > now { Some(entry) } else { None }
+            if FRAGMENTS.get_ptr(&key) == Some(found) && entry.expires > now {
+                Some(entry)
+            } else {
+                None
+            }
         }
         None => None,
     };
@@ -41,12 +45,11 @@ pub fn follow(endpoint: u32, now: u64, network: &mut Network, transport: &mut Tr
     }
     let entry = later(known, network)?;
     network.protocol = entry.protocol;
-    *transport = Transport {
-        source_port: entry.source_port,
-        destination_port: entry.destination_port,
-        icmp: entry.icmp,
-        ..Transport::default()
-    };
+    transport.source_port = entry.source_port;
+    transport.destination_port = entry.destination_port;
+    transport.icmp = entry.icmp;
+    transport.flags = 0;
+    transport.tcp_flags = 0;
     Ok(())
 }
 
@@ -120,21 +123,35 @@ mod tests {
     }
 
     fn transport() -> Transport {
-        Transport { source_port: 1000, destination_port: 80, header: 32, ..Transport::default() }
+        Transport {
+            source_port: 1000,
+            destination_port: 80,
+            header: 32,
+            ..Transport::default()
+        }
     }
 
     #[test]
     fn a_first_fragment_lives_for_thirty_seconds_and_remembers_its_header() {
         let entry = first(None, &network(0), &transport(), NOW).expect("first of its datagram");
         assert_eq!(
-            (entry.expires, entry.source_port, entry.destination_port, entry.header, entry.protocol),
+            (
+                entry.expires,
+                entry.source_port,
+                entry.destination_port,
+                entry.header,
+                entry.protocol
+            ),
             (NOW + 30_000_000_000, 1000, 80, 32, IPPROTO_TCP)
         );
     }
 
     #[test]
     fn headers_behind_extension_headers_count_from_the_start_of_the_piece() {
-        let network = Network { transport: 48, ..network(0) };
+        let network = Network {
+            transport: 48,
+            ..network(0)
+        };
         assert_eq!(first(None, &network, &transport(), NOW).expect("first").header, 28 + 32);
     }
 
@@ -143,12 +160,24 @@ mod tests {
         let known = first(None, &network(0), &transport(), NOW).expect("first");
         assert!(first(Some(known), &network(0), &transport(), NOW).is_ok());
         for other in [
-            Transport { source_port: 1001, ..transport() },
-            Transport { destination_port: 22, ..transport() },
-            Transport { header: 20, ..transport() },
+            Transport {
+                source_port: 1001,
+                ..transport()
+            },
+            Transport {
+                destination_port: 22,
+                ..transport()
+            },
+            Transport {
+                header: 20,
+                ..transport()
+            },
             Transport { icmp: 1, ..transport() },
         ] {
-            assert_eq!(first(Some(known), &network(0), &other, NOW), Err(Reason::FragmentDisagrees));
+            assert_eq!(
+                first(Some(known), &network(0), &other, NOW),
+                Err(Reason::FragmentDisagrees)
+            );
         }
     }
 

@@ -23,6 +23,7 @@ mod parse;
 mod policy;
 mod program;
 mod related;
+mod scratch;
 mod source;
 mod verdict;
 

@@ -11,14 +11,14 @@ mod programs {
     #[classifier]
     pub fn weir_from_pod(ctx: TcContext) -> i32 {
         // SAFETY: the context of this run.
-        weir_ebpf::run(&unsafe { Skb::new(ctx.skb.skb) }, Direction::Egress)
+        weir_ebpf::run(unsafe { Skb::new(ctx.skb.skb) }, Direction::Egress)
     }
 
     /// Host egress: what the pod receives.
     #[classifier]
     pub fn weir_to_pod(ctx: TcContext) -> i32 {
         // SAFETY: the context of this run.
-        weir_ebpf::run(&unsafe { Skb::new(ctx.skb.skb) }, Direction::Ingress)
+        weir_ebpf::run(unsafe { Skb::new(ctx.skb.skb) }, Direction::Ingress)
     }
 
     /// The kernel hands helpers such as `bpf_probe_read_kernel` only to programs whose licence it counts as GPL.

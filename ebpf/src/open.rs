@@ -2,7 +2,7 @@
 
 use weir_common::{
     Addr, Direction,
-    conntrack::{CtEntry, CtKey, CtSide, State},
+    conntrack::{CtEntry, CtSide, State},
     endpoint::EndpointEntry,
     policy::Decision,
     reason::Reason,
@@ -11,36 +11,50 @@ use weir_common::{
 use crate::{
     conntrack::{Inserted, Place},
     counters,
-    endpoint::{Endpoint, PolicyView},
+    endpoint::Endpoint,
     event,
     flow::Flow,
     kernel,
     policy::{self, Maps, Question},
+    scratch::{Open, Scratch},
 };
 
-/// What policy said, under which epoch.
+/// What policy said.
 #[derive(Default)]
 struct Ruling {
     decision: Decision,
-    epoch: u32,
-    adopt_until: u64,
     node: bool,
 }
 
-/// Judges a flow by the policy of `opener`'s direction, read and applied as of one version of the endpoint; false
+/// How a flow was opened.
+#[derive(Clone, Copy)]
+struct Opening {
+    opener: Direction,
+    /// ICMP: type << 8 | code of the first packet.
+    icmp: u16,
+    /// The node itself made the packet in hand, which opens the flow.
+    from_node: bool,
+}
+
+/// Judges a flow by the policy of its opener's direction, read and applied as of one version of the endpoint; false
 /// where the endpoint changed twice meanwhile.
 #[inline(always)]
-fn ask(endpoint: &mut Endpoint, key: &CtKey, opener: Direction, icmp: u16, from_node: bool, ruling: &mut Ruling) -> bool {
-    let mut view = PolicyView::closed();
+fn ask(endpoint: &mut Endpoint, scratch: &mut Scratch, opening: Opening, ruling: &mut Ruling) -> bool {
+    let key = &scratch.flow.key;
+    let Open { view, row, .. } = &mut scratch.open;
+    let question = Question {
+        key,
+        opener: opening.opener,
+        icmp: opening.icmp,
+        from_node: opening.from_node,
+    };
     let mut tries = 0;
     loop {
-        endpoint.policy(opener, &mut view);
+        endpoint.policy(opening.opener, view);
         let own: Addr = endpoint.address(key.peer.is_v4());
-        let answer = policy::judge(&Maps, &view.policy, &own, &Question { key, opener, icmp, from_node });
+        let answer = policy::judge(&Maps, &view.policy, &own, row, &question);
         ruling.decision = answer.decision;
         ruling.node = answer.node;
-        ruling.epoch = view.epoch;
-        ruling.adopt_until = view.adopt_until;
         // Rows are removed after their endpoints have flipped: who still finds the old stamp has seen all of them.
         if endpoint.is_current() {
             return true;
@@ -55,27 +69,34 @@ fn ask(endpoint: &mut Endpoint, key: &CtKey, opener: Direction, icmp: u16, from_
 /// Judges a packet that no entry explains, and makes one where it may pass. `replaces` says where a dead entry of
 /// the same key lies, or a live one of the other direction's.
 #[inline(never)]
-pub fn open(endpoint: &mut Endpoint, flow: &mut Flow, replaces: Option<Place>) -> Reason {
+pub fn open(endpoint: &mut Endpoint, scratch: &mut Scratch, replaces: Option<Place>) -> Reason {
     let mut ruling = Ruling::default();
-    let mut opener = flow.direction();
+    let mut opener = scratch.flow.direction();
     let mut adopted = false;
-    let mut attempt = 0;
+    let mut first = true;
     loop {
-        let from_node = flow.from_node && !flow.from_pod;
-        if !ask(endpoint, &flow.key, opener, flow.icmp, from_node && attempt == 0, &mut ruling) {
+        let flow = &scratch.flow;
+        let opening = Opening {
+            opener,
+            icmp: flow.icmp,
+            from_node: first && flow.from_node && !flow.from_pod,
+        };
+        if !ask(endpoint, scratch, opening, &mut ruling) {
             return Reason::Unstable;
         }
-        if attempt == 0 {
+        let flow = &mut scratch.flow;
+        if first {
             flow.decision = ruling.decision;
-            adopted = flow.is_midflow() && flow.now < ruling.adopt_until;
+            adopted = flow.is_midflow() && flow.now < scratch.open.view.adopt_until;
         }
-        if ruling.decision.allows() || !adopted || attempt == 1 {
+        if ruling.decision.allows() || !adopted || !first {
             break;
         }
         // Who opened a connection that is older than this interface's programs is not known: either side will do.
-        attempt = 1;
+        first = false;
         opener = opener.reverse();
     }
+    let flow = &mut scratch.flow;
     let allowed = ruling.decision.allows();
     if allowed {
         flow.decision = ruling.decision;
@@ -83,11 +104,11 @@ pub fn open(endpoint: &mut Endpoint, flow: &mut Flow, replaces: Option<Place>) -
         opener = flow.direction();
     }
     counters::trace(flow.decision.trace());
-    if !allowed && (replaces.is_some() || !endpoint.has(EndpointEntry::AUDIT)) {
-        return Reason::PolicyDenied;
-    }
     let reason = if !allowed {
-        // Audited: the entry lets the flow's answers be audited as part of it.
+        // Audited: an entry lets the flow's answers be audited as part of it.
+        if replaces.is_some() || !endpoint.has(EndpointEntry::AUDIT) {
+            return Reason::PolicyDenied;
+        }
         Reason::PolicyDenied
     } else if ruling.node {
         Reason::Node
@@ -103,28 +124,29 @@ pub fn open(endpoint: &mut Endpoint, flow: &mut Flow, replaces: Option<Place>) -
     if let Some(place) = replaces {
         bury(flow, place);
     }
-    let mut entry = CtEntry {
-        epoch: ruling.epoch,
-        decision: flow.decision,
-        created: flow.now,
-        opener_icmp: flow.icmp,
-        ..CtEntry::default()
+    let entry = &mut scratch.open.entry;
+    entry.epoch = endpoint.epoch();
+    entry.decision = flow.decision;
+    entry.created = flow.now;
+    entry.opener_icmp = flow.icmp;
+    entry.flags = if matches!(opener, Direction::Ingress) {
+        CtEntry::OPENED_BY_PEER
+    } else {
+        0
     };
-    if matches!(opener, Direction::Ingress) {
-        entry.flags |= CtEntry::OPENED_BY_PEER;
-    }
     if ruling.node {
         entry.flags |= CtEntry::NODE;
     }
     if adopted {
         entry.flags |= CtEntry::ADOPTED;
     }
-    remember(&mut entry, flow);
-    if allowed && event::wanted() && event::started(flow, &entry, reason) {
+    clear(entry);
+    remember(entry, flow);
+    if allowed && event::wanted() && event::started(flow, entry, reason) {
         entry.flags |= CtEntry::REPORTED;
     }
     let place = if adopted { Place::Confirmed } else { Place::Unconfirmed };
-    match place.insert(&flow.key, &entry) {
+    match place.insert(&flow.key, entry) {
         Inserted::Yes | Inserted::Exists => reason,
         Inserted::Failed => Reason::TableFull,
     }
@@ -133,51 +155,91 @@ pub fn open(endpoint: &mut Endpoint, flow: &mut Flow, replaces: Option<Place>) -
 /// Judges a flow again, as it was opened, because its endpoint's decisions have changed since. `entry` is its element
 /// in `place`; `counts` tells whether the packet is one of the flow's own.
 #[inline(never)]
-pub fn rejudge(endpoint: &mut Endpoint, flow: &mut Flow, entry: *mut CtEntry, place: Place, counts: bool) -> Reason {
-    // SAFETY: a live map element of integers, copied whole.
-    let mut copy = unsafe { kernel::read(entry) };
-    if place.get(&flow.key) != Some(entry) {
+pub fn rejudge(
+    endpoint: &mut Endpoint,
+    scratch: &mut Scratch,
+    entry: *mut CtEntry,
+    place: Place,
+    counts: bool,
+) -> Reason {
+    // SAFETY: a live map element, and memory of our own.
+    unsafe { kernel::copy(entry, &raw mut scratch.open.entry) };
+    if place.get(&scratch.flow.key) != Some(entry) {
         // Recycled before or during the copy: the packet's sender will send it again.
         return Reason::Unstable;
     }
-    let mut ruling = Ruling { decision: copy.decision, epoch: endpoint.epoch(), ..Ruling::default() };
-    if copy.flags & CtEntry::NODE == 0
-        && !ask(endpoint, &flow.key, copy.opener(), copy.opener_icmp, false, &mut ruling)
-    {
-        return Reason::Unstable;
+    let old = &scratch.open.entry;
+    let mut ruling = Ruling {
+        decision: old.decision,
+        node: true,
+    };
+    if old.flags & CtEntry::NODE == 0 {
+        let opening = Opening {
+            opener: old.opener(),
+            icmp: old.opener_icmp,
+            from_node: false,
+        };
+        if !ask(endpoint, scratch, opening, &mut ruling) {
+            return Reason::Unstable;
+        }
     }
+    let Scratch {
+        flow,
+        open: Open { entry: copy, .. },
+        ..
+    } = scratch;
     flow.decision = ruling.decision;
     let allowed = ruling.decision.allows();
     if !allowed && !endpoint.has(EndpointEntry::AUDIT) {
         place.remove(&flow.key);
         if copy.decision.allows() {
-            event::ended(flow, &raw const copy, Reason::PolicyCut);
+            event::ended(flow, &raw const *copy, Reason::PolicyCut);
         }
         return Reason::PolicyCut;
     }
     let protocol = flow.key.protocol();
-    let before = copy.state(protocol);
-    copy.epoch = ruling.epoch;
+    let was_closed = matches!(copy.state(protocol), State::Closed);
+    copy.epoch = endpoint.epoch();
     copy.decision = ruling.decision;
     if counts {
-        remember(&mut copy, flow);
+        remember(copy, flow);
     }
-    if !place.replace(&flow.key, &copy) {
+    if !place.replace(&flow.key, copy) {
         return Reason::TableFull;
     }
     if !allowed {
         return Reason::PolicyCut;
     }
-    if flow.may_close() && !matches!(before, State::Closed) && matches!(copy.state(protocol), State::Closed) {
-        event::ended(flow, &raw const copy, Reason::Rejudged);
+    if flow.may_close() && !was_closed && matches!(copy.state(protocol), State::Closed) {
+        event::ended(flow, &raw const *copy, Reason::Rejudged);
     }
     Reason::Rejudged
+}
+
+/// Empties an entry of what an earlier packet has left there, but for what [`open`] sets.
+#[inline(always)]
+fn clear(entry: &mut CtEntry) {
+    entry.nat_addr = Addr::UNSPECIFIED;
+    entry.nat_port = 0;
+    entry.pad = 0;
+    let [a, b] = &mut entry.sides;
+    for side in [a, b] {
+        side.last_seen = 0;
+        side.packets = 0;
+        side.bytes = 0;
+        side.flags = 0;
+        side.pad = 0;
+    }
 }
 
 /// Adds a packet to an entry that no map holds yet.
 #[inline(always)]
 fn remember(entry: &mut CtEntry, flow: &Flow) {
-    let side: &mut CtSide = if flow.from_pod { &mut entry.sides[0] } else { &mut entry.sides[1] };
+    let side: &mut CtSide = if flow.from_pod {
+        &mut entry.sides[0]
+    } else {
+        &mut entry.sides[1]
+    };
     side.last_seen = flow.now;
     side.packets += flow.packets as u64;
     side.bytes += flow.bytes as u64;

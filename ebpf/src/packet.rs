@@ -4,7 +4,7 @@
 use aya_ebpf::bindings::__sk_buff;
 
 /// What the logic needs of a packet. The kernel's `__sk_buff` in the programs, a slice of bytes in unit tests.
-pub trait Packet {
+pub trait Packet: Copy {
     /// Length in bytes from the first header that the hook shows, also of what does not lie in linear memory.
     fn len(&self) -> u32;
     /// EtherType, host order.
@@ -114,12 +114,21 @@ pub mod test {
     impl Bytes {
         /// A packet that begins with its network header.
         pub fn layer3(data: Vec<u8>) -> Self {
-            let protocol = if data.first().is_some_and(|byte| byte >> 4 == 6) { 0x86dd } else { 0x0800 };
-            Self { data, protocol, tagged: false, segmented: false }
+            let protocol = if data.first().is_some_and(|byte| byte >> 4 == 6) {
+                0x86dd
+            } else {
+                0x0800
+            };
+            Self {
+                data,
+                protocol,
+                tagged: false,
+                segmented: false,
+            }
         }
     }
 
-    impl Packet for Bytes {
+    impl Packet for &Bytes {
         fn len(&self) -> u32 {
             self.data.len() as u32
         }

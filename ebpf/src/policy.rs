@@ -71,14 +71,17 @@ impl Tables for Maps {
         let entry = IDENTITIES.get_ptr(identity)?;
         // SAFETY: array elements live as long as their map; eight aligned bytes that were written by one store.
         let word = unsafe { kernel::read(entry.cast::<u64>()) };
-        Some(IdentityEntry { class: low(word), flags: high(word) })
+        Some(IdentityEntry {
+            class: low(word),
+            flags: high(word),
+        })
     }
 
     #[inline(always)]
     fn row(&self, key: &RowKey, row: &mut Row) {
         if let Some(entry) = ROWS.get_ptr(key) {
             // SAFETY: a live element of the map, and plain data.
-            *row = unsafe { kernel::read(entry) };
+            unsafe { kernel::copy_words(entry, &raw mut *row) };
         }
     }
 
@@ -102,19 +105,30 @@ impl Tables for Maps {
 unsafe fn read_word(entry: *const AddressEntry) -> AddressEntry {
     // SAFETY: the caller's promise; the type is eight bytes, aligned to eight.
     let word = unsafe { kernel::read(entry.cast::<u64>()) };
-    AddressEntry { identity: low(word), tag: high(word) }
+    AddressEntry {
+        identity: low(word),
+        tag: high(word),
+    }
 }
 
 /// The word's first four bytes in memory.
 #[inline(always)]
 const fn low(word: u64) -> u32 {
-    if cfg!(target_endian = "little") { word as u32 } else { (word >> 32) as u32 }
+    if cfg!(target_endian = "little") {
+        word as u32
+    } else {
+        (word >> 32) as u32
+    }
 }
 
 /// The word's last four bytes in memory.
 #[inline(always)]
 const fn high(word: u64) -> u32 {
-    if cfg!(target_endian = "little") { (word >> 32) as u32 } else { word as u32 }
+    if cfg!(target_endian = "little") {
+        (word >> 32) as u32
+    } else {
+        word as u32
+    }
 }
 
 /// What is asked about a flow.
@@ -137,31 +151,58 @@ pub struct Answer {
     pub node: bool,
 }
 
-/// Judges a flow by one direction of its endpoint's policy. `own` is the endpoint's address of the flow's family.
+/// Judges a flow by one direction of its endpoint's policy. `own` is the endpoint's address of the flow's family;
+/// `row` is working memory.
 #[inline(always)]
-pub fn judge<T: Tables>(tables: &T, policy: &DirectionPolicy, own: &Addr, question: &Question<'_>) -> Answer {
+pub fn judge<T: Tables>(
+    tables: &T,
+    policy: &DirectionPolicy,
+    own: &Addr,
+    row: &mut Row,
+    question: &Question<'_>,
+) -> Answer {
     let key = question.key;
     // A missing address is `::`, which is nobody's.
     if same(&key.peer, own) && own.0[0] | own.0[1] | own.0[2] | own.0[3] != 0 {
-        return Answer { decision: Decision::new(true, false, 0), node: false };
+        return Answer {
+            decision: Decision::new(true, false, 0),
+            node: false,
+        };
     }
-    let mut row = policy.default_row;
+    // SAFETY: two rows at different places in memory.
+    unsafe { kernel::copy_words(&raw const policy.default_row, &raw mut *row) };
     if policy.table != 0 || question.from_node {
         let peer = identify(tables, &key.peer);
         if question.from_node && peer.flags & IdentityEntry::LOCAL_NODE != 0 {
-            return Answer { decision: Decision::new(true, false, 0), node: true };
+            return Answer {
+                decision: Decision::new(true, false, 0),
+                node: true,
+            };
         }
         if policy.table != 0 {
-            tables.row(&RowKey { table: policy.table, class: peer.class, local_class: 0 }, &mut row);
+            tables.row(
+                &RowKey {
+                    table: policy.table,
+                    class: peer.class,
+                    local_class: 0,
+                },
+                row,
+            );
         }
     }
-    Answer { decision: decide(tables, &row, question), node: false }
+    Answer {
+        decision: decide(tables, row, question),
+        node: false,
+    }
 }
 
 /// Who an address is.
 #[inline(always)]
 fn identify<T: Tables>(tables: &T, addr: &Addr) -> IdentityEntry {
-    const UNKNOWN: IdentityEntry = IdentityEntry { class: CLASS_UNKNOWN, flags: 0 };
+    const UNKNOWN: IdentityEntry = IdentityEntry {
+        class: CLASS_UNKNOWN,
+        flags: 0,
+    };
     let exact = match tables.address(addr) {
         Some(entry) if entry.tag == addr.0[3] => Some(entry),
         // None, or the element was recycled for another address: then this one has just been removed.
@@ -184,7 +225,14 @@ fn decide<T: Tables>(tables: &T, row: &Row, question: &Question<'_>) -> Decision
         (_, Direction::Egress) => (key.local_port, key.peer_port),
         (_, Direction::Ingress) => (key.peer_port, key.local_port),
     };
-    let mut ask = DecisionKey { row: row.id, protocol, prefix: 0, source_class: 0, port: 0, pad: 0 };
+    let mut ask = DecisionKey {
+        row: row.id,
+        protocol,
+        prefix: 0,
+        source_class: 0,
+        port: 0,
+        pad: 0,
+    };
     if let Slot::Other = slot {
         if row.prefixes.0 & PrefixMask::OTHER_BY_NUMBER != 0
             && let Some(decision) = tables.decision(&ask)

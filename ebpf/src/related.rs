@@ -8,6 +8,7 @@ use weir_common::{
 use crate::{
     conntrack,
     flow::{Flow, ports, same},
+    kernel,
     packet::Packet,
     parse::{
         Extent, Network, ipv4, ipv6,
@@ -20,73 +21,82 @@ const ERROR_HEADER: u32 = 8;
 
 /// If the ICMP error in hand quotes a packet of a known flow, makes that flow's key the packet's own.
 #[inline(never)]
-pub fn adopt_key<P: Packet>(packet: &P, network: &Network, flow: &mut Flow) -> bool {
-    let endpoint = flow.key.endpoint();
-    let Some(key) = quoted_key(packet, network, endpoint, flow.from_pod) else {
+pub fn adopt_key<P: Packet>(packet: P, network: &Network, flow: &mut Flow, quoted: &mut Quoted) -> bool {
+    quoted.key.endpoint_protocol = flow.key.endpoint_protocol;
+    if !quoted_key(packet, network, flow.from_pod, quoted) {
         return false;
-    };
-    let Some((entry, _)) = conntrack::find(&key) else {
+    }
+    let Some((entry, _)) = conntrack::find(&quoted.key) else {
         return false;
     };
     // SAFETY: a live map element of integers.
-    if unsafe { &*entry }.expired(key.protocol(), flow.now) {
+    if unsafe { &*entry }.expired(quoted.key.protocol(), flow.now) {
         return false;
     }
-    flow.key = key;
+    // SAFETY: two keys at different places in memory.
+    unsafe { kernel::copy_words(&raw const quoted.key, &raw mut flow.key) };
     true
 }
 
-/// The key of the flow of which an ICMP error quotes a packet. `network` is the error's own header.
+/// What an error quotes.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+pub struct Quoted {
+    network: Network,
+    transport: Transport,
+    key: CtKey,
+}
+
+/// Finds the key of the flow of which an ICMP error quotes a packet. `network` is the error's own header.
 #[inline(always)]
-fn quoted_key<P: Packet>(packet: &P, network: &Network, endpoint: u32, from_pod: bool) -> Option<CtKey> {
+fn quoted_key<P: Packet>(packet: P, network: &Network, from_pod: bool, quoted: &mut Quoted) -> bool {
     let at = network.transport + ERROR_HEADER;
-    let quoted = if network.v4 {
-        ipv4::parse(packet, at, Extent::Quoted)
+    let Quoted {
+        network: inner,
+        transport,
+        key,
+    } = quoted;
+    let parsed = if network.v4 {
+        ipv4::parse(packet, at, Extent::Quoted, inner)
     } else {
-        ipv6::parse(packet, at, Extent::Quoted)
-    };
-    let Ok(quoted) = quoted else {
-        return None;
+        ipv6::parse(packet, at, Extent::Quoted, inner)
     };
     // The error goes to the sender of what it quotes; nobody else has anything to do with that flow.
-    if !same(&quoted.source, &network.destination) || quoted.is_later_fragment() {
-        return None;
+    if parsed.is_err() || !same(&inner.source, &network.destination) || inner.is_later_fragment() {
+        return false;
     }
-    let mut transport = Transport::default();
-    match quoted.protocol {
+    transport.source_port = 0;
+    transport.destination_port = 0;
+    transport.icmp = 0;
+    match inner.protocol {
         IPPROTO_TCP | IPPROTO_UDP | IPPROTO_SCTP => {
-            let [word] = packet.load::<1>(quoted.transport)?;
-            let word = u32::from_be(word);
-            transport.source_port = (word >> 16) as u16;
-            transport.destination_port = word as u16;
+            let Some([word]) = packet.load::<1>(inner.transport) else {
+                return false;
+            };
+            transport.set_ports(word);
         }
-        protocol if Icmp::is(quoted.v4, protocol) => {
+        protocol if Icmp::is(inner.v4, protocol) => {
             // Eight bytes of the quoted packet are all that an IPv4 router must send.
-            let [first, second] = packet.load::<2>(quoted.transport)?;
-            transport.icmp = (u32::from_be(first) >> 16) as u16;
-            let id = (u32::from_be(second) >> 16) as u16;
-            match Icmp::of(quoted.v4, (transport.icmp >> 8) as u8) {
-                Icmp::EchoRequest => (transport.source_port, transport.destination_port) = (id, 8),
-                Icmp::EchoReply => (transport.source_port, transport.destination_port) = (8, id),
+            let Some(words) = packet.load::<2>(inner.transport) else {
+                return false;
+            };
+            transport.set_icmp(inner.v4, words);
+            if let Icmp::Error = Icmp::of(inner.v4, (transport.icmp >> 8) as u8) {
                 // No errors about errors (RFC 1122 section 3.2.2).
-                Icmp::Error => return None,
-                Icmp::Other => {}
+                return false;
             }
         }
         _ => {}
     }
     // What is sent to the pod quotes what the pod has sent, and the other way round.
-    let (local_port, peer_port) = ports(&quoted, &transport, !from_pod);
-    let (local, peer) = if from_pod {
-        (quoted.destination, quoted.source)
+    (key.local_port, key.peer_port) = ports(inner, transport, !from_pod);
+    if from_pod {
+        key.local = inner.destination;
+        key.peer = inner.source;
     } else {
-        (quoted.source, quoted.destination)
-    };
-    Some(CtKey {
-        endpoint_protocol: endpoint << 8 | quoted.protocol as u32,
-        local_port,
-        peer_port,
-        local,
-        peer,
-    })
+        key.local = inner.source;
+        key.peer = inner.destination;
+    }
+    key.endpoint_protocol = key.endpoint_protocol & !0xff | inner.protocol as u32;
+    true
 }

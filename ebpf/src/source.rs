@@ -19,7 +19,7 @@ static SOURCES: LpmTrie<SourceKey, u32> = LpmTrie::with_max_entries(4096, 0);
 ///
 /// # Errors
 /// [`Reason::SpoofedSource`], or [`Reason::Unstable`].
-#[inline(always)]
+#[inline(never)]
 pub fn check(endpoint: &mut Endpoint, network: &Network) -> Result<(), Reason> {
     if endpoint.has(EndpointEntry::ANY_SOURCE) {
         return Ok(());
@@ -46,7 +46,13 @@ pub fn check(endpoint: &mut Endpoint, network: &Network) -> Result<(), Reason> {
         return Ok(());
     }
     if endpoint.has(EndpointEntry::MORE_SOURCES) {
-        let key = Key::new(SOURCE_KEY_PREFIX + 128, SourceKey { endpoint: endpoint.id(), addr: network.source });
+        let key = Key::new(
+            SOURCE_KEY_PREFIX + 128,
+            SourceKey {
+                endpoint: endpoint.id(),
+                addr: network.source,
+            },
+        );
         if SOURCES.get(&key).is_some() {
             return Ok(());
         }

@@ -3,7 +3,7 @@
 use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
 use weir_common::{Direction, endpoint::EndpointEntry, reason::Reason};
 
-use crate::{counters, endpoint::Endpoint, event, flow::Flow};
+use crate::{counters, endpoint::Endpoint, event, scratch::Scratch};
 
 /// What becomes of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,14 +64,15 @@ pub fn leave(reason: Reason, direction: Direction, packets: u32, bytes: u32) -> 
 
 /// Ends a packet's way through an endpoint.
 #[inline(always)]
-pub fn exit(reason: Reason, endpoint: &Endpoint, flow: &Flow) -> i32 {
+pub fn exit(reason: Reason, endpoint: &Endpoint, scratch: &mut Scratch) -> i32 {
     let mut reason = reason;
     if let Action::Drop = Action::of(reason) {
-        event::denied(flow, endpoint.epoch(), reason);
+        event::denied(scratch, endpoint.epoch(), reason);
         if endpoint.has(EndpointEntry::AUDIT) {
             reason = Reason::Audit;
         }
     }
+    let flow = &scratch.flow;
     leave(reason, flow.direction(), flow.packets, flow.bytes)
 }
 

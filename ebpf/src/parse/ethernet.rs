@@ -21,7 +21,7 @@ pub enum Link {
 
 impl Link {
     #[inline(always)]
-    pub fn of<P: Packet>(packet: &P) -> Self {
+    pub fn of<P: Packet>(packet: P) -> Self {
         if packet.tagged() {
             return Self::Other;
         }

@@ -10,8 +10,8 @@ const MORE_FRAGMENTS: u32 = 0x2000;
 const FRAGMENT_OFFSET: u32 = 0x1fff;
 
 /// Parses the IPv4 header that begins at `offset`.
-#[inline(always)]
-pub fn parse<P: Packet>(packet: &P, offset: u32, extent: Extent) -> Result<Network, Reason> {
+#[inline(never)]
+pub fn parse<P: Packet>(packet: P, offset: u32, extent: Extent, network: &mut Network) -> Result<(), Reason> {
     let Some(words) = packet.load::<5>(offset) else {
         return Err(Reason::Truncated);
     };
@@ -40,18 +40,17 @@ pub fn parse<P: Packet>(packet: &P, offset: u32, extent: Extent) -> Result<Netwo
         return Err(Reason::BadHeader);
     }
     let protocol = (third >> 16) as u8;
-    Ok(Network {
-        source: Addr::from_v4_word(words[3]),
-        destination: Addr::from_v4_word(words[4]),
-        end: offset + total,
-        transport: offset + header,
-        fragment_id: second >> 16,
-        fragment_offset,
-        fragment_start: offset + header,
-        protocol,
-        fragment_protocol: protocol,
-        hops: (third >> 24) as u8,
-        v4: true,
-        fragment: more || fragment_offset != 0,
-    })
+    network.source = Addr::from_v4_word(words[3]);
+    network.destination = Addr::from_v4_word(words[4]);
+    network.end = offset + total;
+    network.transport = offset + header;
+    network.fragment_id = second >> 16;
+    network.fragment_offset = fragment_offset;
+    network.fragment_start = offset + header;
+    network.protocol = protocol;
+    network.fragment_protocol = protocol;
+    network.hops = (third >> 24) as u8;
+    network.v4 = true;
+    network.fragment = more || fragment_offset != 0;
+    Ok(())
 }

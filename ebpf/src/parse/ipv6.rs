@@ -20,8 +20,8 @@ const SHIM6: u8 = 140;
 
 /// Parses the IPv6 header that begins at `offset`, and the chain of extension headers behind it. ESP (50) and "no
 /// next header" (59) end the chain as protocols of their own.
-#[inline(always)]
-pub fn parse<P: Packet>(packet: &P, offset: u32, extent: Extent) -> Result<Network, Reason> {
+#[inline(never)]
+pub fn parse<P: Packet>(packet: P, offset: u32, extent: Extent, network: &mut Network) -> Result<(), Reason> {
     let Some(words) = packet.load::<10>(offset) else {
         return Err(Reason::Truncated);
     };
@@ -38,22 +38,29 @@ pub fn parse<P: Packet>(packet: &P, offset: u32, extent: Extent) -> Result<Netwo
     if payload > available {
         return Err(Reason::Truncated);
     }
-    let mut network = Network {
-        source: Addr([words[2], words[3], words[4], words[5]]),
-        destination: Addr([words[6], words[7], words[8], words[9]]),
-        end: offset + HEADER + payload,
-        transport: offset + HEADER,
-        hops: second as u8,
-        protocol: (second >> 8) as u8,
-        ..Network::default()
-    };
-    extensions(packet, &mut network)?;
-    Ok(network)
+    network.source = Addr([words[2], words[3], words[4], words[5]]);
+    network.destination = Addr([words[6], words[7], words[8], words[9]]);
+    network.end = offset + HEADER + payload;
+    network.transport = offset + HEADER;
+    network.fragment_id = 0;
+    network.fragment_offset = 0;
+    network.fragment_start = 0;
+    network.protocol = (second >> 8) as u8;
+    network.fragment_protocol = 0;
+    network.hops = second as u8;
+    network.v4 = false;
+    network.fragment = false;
+    match network.protocol {
+        HOP_BY_HOP | ROUTING | FRAGMENT | AUTHENTICATION | DESTINATION_OPTIONS | MOBILITY | HOST_IDENTITY | SHIM6 => {
+            extensions(packet, network)
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Walks the chain of extension headers.
-#[inline(always)]
-fn extensions<P: Packet>(packet: &P, network: &mut Network) -> Result<(), Reason> {
+#[inline(never)]
+fn extensions<P: Packet>(packet: P, network: &mut Network) -> Result<(), Reason> {
     let mut next = network.protocol;
     let mut at = network.transport;
     let mut count = 0;
@@ -115,5 +122,9 @@ fn extensions<P: Packet>(packet: &P, network: &mut Network) -> Result<(), Reason
 /// A chain that ends within a header. The first fragment must hold all of it (RFC 7112).
 #[inline(always)]
 fn cut_off(network: &Network) -> Reason {
-    if network.fragment { Reason::FragmentTiny } else { Reason::Truncated }
+    if network.fragment {
+        Reason::FragmentTiny
+    } else {
+        Reason::Truncated
+    }
 }

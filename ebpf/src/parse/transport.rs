@@ -76,19 +76,29 @@ impl Icmp {
     /// True where `protocol` is ICMP in the packet's family.
     #[inline(always)]
     pub const fn is(v4: bool, protocol: u8) -> bool {
-        if v4 { protocol == IPPROTO_ICMP } else { protocol == IPPROTO_ICMPV6 }
+        if v4 {
+            protocol == IPPROTO_ICMP
+        } else {
+            protocol == IPPROTO_ICMPV6
+        }
     }
 }
 
 /// Parses the transport header of a packet that begins with one (no later fragment).
-#[inline(always)]
-pub fn parse<P: Packet>(packet: &P, network: &Network) -> Result<Transport, Reason> {
+#[inline(never)]
+pub fn parse<P: Packet>(packet: P, network: &Network, header: &mut Transport) -> Result<(), Reason> {
+    header.source_port = 0;
+    header.destination_port = 0;
+    header.icmp = 0;
+    header.header = 0;
+    header.flags = 0;
+    header.tcp_flags = 0;
     let found = match network.protocol {
-        IPPROTO_TCP => tcp(packet, network),
-        IPPROTO_UDP => udp(packet, network),
-        IPPROTO_SCTP => sctp(packet, network),
-        protocol if Icmp::is(network.v4, protocol) => icmp(packet, network),
-        _ => Ok(Transport::default()),
+        IPPROTO_TCP => tcp(packet, network, header),
+        IPPROTO_UDP => udp(packet, network, header),
+        IPPROTO_SCTP => sctp(packet, network, header),
+        protocol if Icmp::is(network.v4, protocol) => icmp(packet, network, header),
+        _ => Ok(()),
     };
     match found {
         Err(Reason::Truncated) if network.fragment => Err(Reason::FragmentTiny),
@@ -98,7 +108,7 @@ pub fn parse<P: Packet>(packet: &P, network: &Network) -> Result<Transport, Reas
 
 /// `N` words of transport header, if the network layer's payload has them.
 #[inline(always)]
-fn load<P: Packet, const N: usize>(packet: &P, network: &Network) -> Result<[u32; N], Reason> {
+fn load<P: Packet, const N: usize>(packet: P, network: &Network) -> Result<[u32; N], Reason> {
     if network.transport + 4 * N as u32 > network.end {
         return Err(Reason::Truncated);
     }
@@ -106,86 +116,84 @@ fn load<P: Packet, const N: usize>(packet: &P, network: &Network) -> Result<[u32
 }
 
 #[inline(always)]
-fn tcp<P: Packet>(packet: &P, network: &Network) -> Result<Transport, Reason> {
+fn tcp<P: Packet>(packet: P, network: &Network, header: &mut Transport) -> Result<(), Reason> {
     let words = load::<P, 5>(packet, network)?;
-    let ports = u32::from_be(words[0]);
     let fourth = u32::from_be(words[3]);
-    let header = (fourth >> 28) * 4;
+    let length = (fourth >> 28) * 4;
     let flags = fourth >> 16 & 0xff;
-    if header < 20 {
+    if length < 20 {
         return Err(Reason::BadHeader);
     }
-    if network.transport + header > network.end {
+    if network.transport + length > network.end {
         return Err(Reason::Truncated);
     }
     if flags & TCP_FLAGS == 0 || (flags & TCP_SYN != 0 && flags & (TCP_FIN | TCP_RST) != 0) {
         return Err(Reason::BadTcpFlags);
     }
-    Ok(Transport {
-        source_port: (ports >> 16) as u16,
-        destination_port: ports as u16,
-        icmp: 0,
-        header: header as u16,
-        flags,
-        tcp_flags: flags as u8,
-    })
+    header.set_ports(words[0]);
+    header.header = length as u16;
+    header.flags = flags;
+    header.tcp_flags = flags as u8;
+    Ok(())
 }
 
 #[inline(always)]
-fn udp<P: Packet>(packet: &P, network: &Network) -> Result<Transport, Reason> {
+fn udp<P: Packet>(packet: P, network: &Network, header: &mut Transport) -> Result<(), Reason> {
     let words = load::<P, 2>(packet, network)?;
-    let ports = u32::from_be(words[0]);
     let length = u32::from_be(words[1]) >> 16;
     let available = network.end - network.transport;
     // A fragment's UDP header tells the length of the whole datagram; a merged packet's, perhaps of one segment.
     if length < 8 && !(length == 0 && packet.segmented()) || (length > available && !network.fragment) {
         return Err(Reason::Truncated);
     }
-    Ok(Transport {
-        source_port: (ports >> 16) as u16,
-        destination_port: ports as u16,
-        header: 8,
-        ..Transport::default()
-    })
+    header.set_ports(words[0]);
+    header.header = 8;
+    Ok(())
 }
 
 #[inline(always)]
-fn sctp<P: Packet>(packet: &P, network: &Network) -> Result<Transport, Reason> {
+fn sctp<P: Packet>(packet: P, network: &Network, header: &mut Transport) -> Result<(), Reason> {
     // The common header and the head of the first chunk.
     let words = load::<P, 4>(packet, network)?;
-    let ports = u32::from_be(words[0]);
-    let flags = match u32::from_be(words[3]) >> 24 {
+    header.set_ports(words[0]);
+    header.header = 16;
+    header.flags = match u32::from_be(words[3]) >> 24 {
         SCTP_CHUNK_INIT => SCTP_INIT,
         SCTP_CHUNK_ABORT | SCTP_CHUNK_SHUTDOWN_ACK | SCTP_CHUNK_SHUTDOWN_COMPLETE => SCTP_END,
         _ => 0,
     };
-    Ok(Transport {
-        source_port: (ports >> 16) as u16,
-        destination_port: ports as u16,
-        icmp: 0,
-        header: 16,
-        flags,
-        tcp_flags: 0,
-    })
+    Ok(())
 }
 
 #[inline(always)]
-fn icmp<P: Packet>(packet: &P, network: &Network) -> Result<Transport, Reason> {
+fn icmp<P: Packet>(packet: P, network: &Network, header: &mut Transport) -> Result<(), Reason> {
     let words = load::<P, 2>(packet, network)?;
-    let icmp = (u32::from_be(words[0]) >> 16) as u16;
-    let id = (u32::from_be(words[1]) >> 16) as u16;
-    let (source_port, destination_port) = match Icmp::of(network.v4, (icmp >> 8) as u8) {
-        Icmp::EchoRequest => (id, ECHO_PORT),
-        Icmp::EchoReply => (ECHO_PORT, id),
-        Icmp::Error | Icmp::Other => (icmp, icmp),
-    };
-    Ok(Transport {
-        source_port,
-        destination_port,
-        icmp,
-        header: 8,
-        ..Transport::default()
-    })
+    header.header = 8;
+    header.set_icmp(network.v4, words);
+    Ok(())
+}
+
+impl Transport {
+    /// Fills in the ports from the first word of a TCP, UDP or SCTP header.
+    #[inline(always)]
+    pub fn set_ports(&mut self, word: u32) {
+        let ports = u32::from_be(word);
+        self.source_port = (ports >> 16) as u16;
+        self.destination_port = ports as u16;
+    }
+
+    /// Fills in what the first eight bytes of an ICMP message say.
+    #[inline(always)]
+    pub fn set_icmp(&mut self, v4: bool, words: [u32; 2]) {
+        let icmp = (u32::from_be(words[0]) >> 16) as u16;
+        let id = (u32::from_be(words[1]) >> 16) as u16;
+        self.icmp = icmp;
+        (self.source_port, self.destination_port) = match Icmp::of(v4, (icmp >> 8) as u8) {
+            Icmp::EchoRequest => (id, ECHO_PORT),
+            Icmp::EchoReply => (ECHO_PORT, id),
+            Icmp::Error | Icmp::Other => (icmp, icmp),
+        };
+    }
 }
 
 /// True for the messages that an IPv6 link needs to work: neighbour discovery (RFC 4861) and multicast listener
@@ -212,9 +220,7 @@ pub fn is_link_control(network: &Network, transport: &Transport, from_pod: bool)
         133 | 134 => network.hops == 255 && code == 0 && stays_on_link,
         // Neighbours are asked under their global addresses too.
         135 | 136 => {
-            network.hops == 255
-                && code == 0
-                && (stays_on_link || network.end - network.transport <= NEIGHBOUR_MESSAGE)
+            network.hops == 255 && code == 0 && (stays_on_link || network.end - network.transport <= NEIGHBOUR_MESSAGE)
         }
         _ => false,
     }

@@ -18,7 +18,15 @@ fn find(variable: &str, name: &str) -> PathBuf {
     }
     // A test program lies in target/debug/deps.
     let test = env::current_exe().expect("a running program has a path");
-    let path = test.ancestors().nth(2).expect("cargo puts test programs two levels down").join(name);
-    assert!(path.exists(), "{} does not exist; `cargo xtask test` builds it", path.display());
+    let path = test
+        .ancestors()
+        .nth(2)
+        .expect("cargo puts test programs two levels down")
+        .join(name);
+    assert!(
+        path.exists(),
+        "{} does not exist; `cargo xtask test` builds it",
+        path.display()
+    );
     path
 }

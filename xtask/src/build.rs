@@ -38,17 +38,20 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 /// Builds `weir` and returns where it lies.
 pub fn weir(profile: Profile, features: &[&str]) -> Result<PathBuf> {
     let mut cargo = workspace::cargo();
-    cargo.args(["build", "--locked", "--package", "weir", "--bin", "weir"]);
-    if !features.is_empty() {
-        cargo.arg("--features").arg(features.join(","));
-    }
+    cargo.args(["build", "--locked", "--bin", "weir"]);
     let dir = match profile {
-        Profile::Debug => "debug",
+        // With the features that the dependencies have in the whole workspace, as the tests have them, so that a
+        // dependency is not compiled once for the binary and once more for the tests.
+        Profile::Debug => {
+            cargo.arg("--workspace");
+            "debug"
+        }
         Profile::Release => {
-            cargo.arg("--release");
+            cargo.args(["--package", "weir", "--release"]);
             "release"
         }
     };
+    cargo.args(features.iter().map(|feature| format!("--features=weir/{feature}")));
     process::run(&mut cargo)?;
     Ok(workspace::target_dir()?.join(dir).join("weir"))
 }

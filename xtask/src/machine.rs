@@ -38,18 +38,19 @@ pub fn is_root() -> bool {
     geteuid().is_root()
 }
 
-/// Mounts the bpf file system, which keeps pinned programs and maps, if that has not been done. Returns whether it had.
-pub fn bpffs() -> Result<bool> {
+/// Mounts the bpf file system, which keeps pinned programs and maps, if that has not been done.
+pub fn bpffs() -> Result<()> {
     let mounted = statfs(BPFFS).is_ok_and(|fs| fs.filesystem_type() == BPF_FS_MAGIC);
     if mounted {
-        return Ok(true);
+        return Ok(());
     }
     if !Path::new(BPFFS).exists() {
         bail!("{BPFFS} does not exist: this kernel has no BPF, or sysfs is not mounted at /sys");
     }
+    eprintln!("setup: mounting the bpf file system at {BPFFS}");
     mount(Some("bpf"), BPFFS, Some("bpf"), MsFlags::empty(), None::<&str>)
         .with_context(|| format!("mounting the bpf file system; as root: mount -t bpf bpf {BPFFS}"))?;
-    Ok(false)
+    Ok(())
 }
 
 #[cfg(test)]

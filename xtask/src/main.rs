@@ -46,7 +46,7 @@ enum Verb {
     /// a connection was refused. Takes under a minute after the build, and leaves nothing behind.
     Demo(demo::Arguments),
 
-    /// Run all tests: of the crates, then those that need root and a kernel
+    /// Run all tests: those of each crate, and the suites with real packets
     Test(test::Arguments),
 
     /// Check formatting, lints (host and eBPF), spelling, licences and dependencies

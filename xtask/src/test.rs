@@ -1,9 +1,8 @@
-//! `cargo xtask test`: the tests of every crate, then the suites that need root and a kernel.
+//! `cargo xtask test`: the tests of every crate, and the suites that need root and a kernel.
 
 use std::{
     fs,
     io::{BufRead as _, BufReader, Write as _, pipe},
-    path::Path,
     process::Command,
 };
 
@@ -25,63 +24,40 @@ pub struct Arguments {
     filters: Vec<String>,
 }
 
-/// The package of the suites that need root.
-const SUITES: &str = "weir-tests";
-
 pub fn run(arguments: &Arguments) -> Result<()> {
     setup::ensure(Verb::Test)?;
 
-    // The upgrade test goes from one of these to the other. The same file name serves both builds, hence the copy.
+    // The upgrade test goes from one of these to the other. Both builds leave the same file name, hence the copy.
     let other = build::weir(Profile::Debug, &["next-layout"])?;
-    let next = other.with_file_name("weir-next-layout");
-    fs::copy(&other, &next).with_context(|| format!("copying {} to {}", other.display(), next.display()))?;
+    let next_layout = other.with_file_name("weir-next-layout");
+    fs::copy(&other, &next_layout)
+        .with_context(|| format!("copying {} to {}", other.display(), next_layout.display()))?;
     let weir = build::weir(Profile::Debug, &[])?;
 
-    let mut closing = Vec::new();
-    let crates = suite(
-        &["--workspace", "--exclude", SUITES],
-        arguments,
-        &weir,
-        &next,
-        &mut closing,
-    )?;
-    let suites = suite(&["--package", SUITES], arguments, &weir, &next, &mut closing)?;
-
-    println!("\n{}", closing.join("\n"));
-    if !(crates && suites) {
-        bail!("some tests failed");
-    }
-    Ok(())
-}
-
-/// Runs `cargo test` for some packages, shows what it prints, and keeps of it the lines that name each test program
-/// and its result. Returns whether all of them passed.
-fn suite(
-    packages: &[&str],
-    arguments: &Arguments,
-    weir: &Path,
-    next: &Path,
-    closing: &mut Vec<String>,
-) -> Result<bool> {
     let mut cargo = workspace::cargo();
     cargo
-        .args(["test", "--locked", "--no-fail-fast"])
-        .args(packages)
-        .arg("--")
+        .args(["test", "--locked", "--workspace", "--no-fail-fast", "--"])
         .args(&arguments.filters);
-    cargo.env("WEIR_BIN", weir).env("WEIR_NEXT_LAYOUT_BIN", next);
+    cargo.env("WEIR_BIN", weir).env("WEIR_NEXT_LAYOUT_BIN", next_layout);
     if arguments.thorough {
         cargo.env("WEIR_THOROUGH", "1");
     }
-    follow(cargo, |line| {
+    // The lines that name each test program and its result, to be read together at the end.
+    let mut closing = Vec::new();
+    let passed = follow(cargo, |line| {
         let line = line.trim();
-        if ["Running ", "Doc-tests ", "test result: "]
+        let closes = ["Running ", "Doc-tests ", "test result: "]
             .iter()
-            .any(|start| line.starts_with(start))
-        {
+            .any(|start| line.starts_with(start));
+        if closes || (line.starts_with("test ") && line.ends_with(" FAILED")) {
             closing.push(line.to_owned());
         }
-    })
+    })?;
+    println!("\n{}", closing.join("\n"));
+    if !passed {
+        bail!("some tests failed");
+    }
+    Ok(())
 }
 
 /// Runs a command, passing on what it writes, and shows each line to `look`. Both its streams share one pipe, so the

@@ -124,13 +124,12 @@ impl Agent {
 
 /// The kubelet names its node after the host, in lower case, unless told otherwise.
 fn hostname() -> Result<String, CliError> {
-    let failed = |why: String| CliError::Failed {
-        message: format!("cannot tell this node's name: {why}"),
+    let file = "/proc/sys/kernel/hostname";
+    let name = std::fs::read_to_string(file).map_err(|error| CliError::Failed {
+        message: format!("cannot tell this node's name: {file}: {error}"),
         remedy: Some("name it with --node".to_owned()),
-    };
-    let name = nix::unistd::gethostname().map_err(|error| failed(error.to_string()))?;
-    let name = name.to_str().ok_or_else(|| failed("the host's name is no text".to_owned()))?;
-    Ok(name.to_lowercase())
+    })?;
+    Ok(name.trim().to_lowercase())
 }
 
 #[cfg(test)]
@@ -149,7 +148,14 @@ mod tests {
 
     #[test]
     fn sizes_with_and_without_units() {
-        for (text, bytes) in [("0", 0), ("17", 17), ("50M", 50_000_000), ("1 MiB", 1 << 20), ("2k", 2000), ("3GB", 3_000_000_000)] {
+        for (text, bytes) in [
+            ("0", 0),
+            ("17", 17),
+            ("50M", 50_000_000),
+            ("1 MiB", 1 << 20),
+            ("2k", 2000),
+            ("3GB", 3_000_000_000),
+        ] {
             assert_eq!(text.parse::<Size>().expect(text).0, bytes, "{text}");
         }
         for text in ["", "M", "1x", "-1", "99999999999G"] {
@@ -160,9 +166,28 @@ mod tests {
     #[test]
     fn every_flag_of_the_agent_reaches_its_options() {
         let agent = parse(&[
-            "--node", "n1", "--manifests", "/m", "--run-dir", "/r", "--bpffs", "/b", "--flow-log", "-", "--attach", "tc",
-            "--log-level", "debug", "--log-format", "json", "--health-addr", "127.0.0.1:1", "--flow-log-max-size", "1Ki",
-            "--flow-log-max-files", "2",
+            "--node",
+            "n1",
+            "--manifests",
+            "/m",
+            "--run-dir",
+            "/r",
+            "--bpffs",
+            "/b",
+            "--flow-log",
+            "-",
+            "--attach",
+            "tc",
+            "--log-level",
+            "debug",
+            "--log-format",
+            "json",
+            "--health-addr",
+            "127.0.0.1:1",
+            "--flow-log-max-size",
+            "1Ki",
+            "--flow-log-max-files",
+            "2",
         ])
         .expect("parses");
         assert_eq!((agent.log_level, agent.log_format), (LogLevel::Debug, LogFormat::Json));
@@ -175,7 +200,11 @@ mod tests {
                 run_dir: "/r".into(),
                 bpffs: "/b".into(),
                 attach: AttachMode::Tc,
-                flow_log: Some(FlowLogOptions { target: FlowLogTarget::Stdout, max_size: 1024, max_files: 2 }),
+                flow_log: Some(FlowLogOptions {
+                    target: FlowLogTarget::Stdout,
+                    max_size: 1024,
+                    max_files: 2
+                }),
                 health_addr: Some(([127, 0, 0, 1], 1).into()),
             }
         );
@@ -183,12 +212,22 @@ mod tests {
 
     #[test]
     fn the_defaults_are_those_that_are_documented() {
-        let options = parse(&["--node", "n", "--manifests", "/m", "--flow-log", "/f"]).expect("parses").options().expect("resolves");
-        assert_eq!((options.run_dir, options.bpffs), ("/run/weir".into(), "/sys/fs/bpf/weir".into()));
+        let options = parse(&["--node", "n", "--manifests", "/m", "--flow-log", "/f"])
+            .expect("parses")
+            .options()
+            .expect("resolves");
+        assert_eq!(
+            (options.run_dir, options.bpffs),
+            ("/run/weir".into(), "/sys/fs/bpf/weir".into())
+        );
         assert_eq!(options.attach, AttachMode::Auto);
         assert_eq!(
             options.flow_log,
-            Some(FlowLogOptions { target: FlowLogTarget::File("/f".into()), max_size: 50_000_000, max_files: 5 })
+            Some(FlowLogOptions {
+                target: FlowLogTarget::File("/f".into()),
+                max_size: 50_000_000,
+                max_files: 5
+            })
         );
     }
 

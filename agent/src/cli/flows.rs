@@ -195,7 +195,19 @@ mod tests {
     #[test]
     fn filters_are_read_as_people_write_them() {
         let cli = Cli::try_parse_from([
-            "weir", "flows", "-f", "-n", "prod", "--verdict", "DROPPED", "--protocol", "icmp", "--port", "53", "--pod", "prod/web-",
+            "weir",
+            "flows",
+            "-f",
+            "-n",
+            "prod",
+            "--verdict",
+            "DROPPED",
+            "--protocol",
+            "icmp",
+            "--port",
+            "53",
+            "--pod",
+            "prod/web-",
         ])
         .expect("parses");
         let crate::cli::Verb::Flows(flows) = cli.verb else {

@@ -53,6 +53,8 @@ pub fn init(level: LogLevel, format: LogFormat) -> anyhow::Result<()> {
             .boxed(),
         LogFormat::Json => stderr.json().flatten_event(true).boxed(),
     };
-    tracing_subscriber::registry().with(layer.with_filter(filter)).try_init()?;
+    tracing_subscriber::registry()
+        .with(layer.with_filter(filter))
+        .try_init()?;
     Ok(())
 }

@@ -12,9 +12,7 @@
 
 pub mod agent;
 pub mod args;
-pub mod check;
 pub mod client;
-pub mod detach;
 pub mod dump;
 pub mod error;
 pub mod explain;
@@ -50,12 +48,8 @@ pub enum Verb {
     Flows(flows::Flows),
     /// Say what policy makes of a flow, and which rules decide
     Explain(explain::Explain),
-    /// Check manifests for mistakes, without an agent
-    Check(check::Check),
     /// Show what the kernel enforces
     Dump(dump::Dump),
-    /// Stop enforcing: detach from every interface and remove everything pinned
-    Detach(detach::Detach),
 }
 
 /// Parses the command line and does what it says. The exit code: 0 done, 1 not done, 2 misused, 3 no agent.
@@ -73,9 +67,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Verb::Status(verb) => verb.run(),
         Verb::Flows(verb) => verb.run(),
         Verb::Explain(verb) => verb.run(),
-        Verb::Check(verb) => verb.run(),
         Verb::Dump(verb) => verb.run(),
-        Verb::Detach(verb) => verb.run(),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

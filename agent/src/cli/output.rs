@@ -6,6 +6,7 @@ use anstyle::{AnsiColor, Effects, Style};
 use serde::Serialize;
 
 use super::{args::Format, error::CliError};
+use crate::api::{Problem, Severity};
 
 pub const RED: Style = AnsiColor::Red.on_default();
 pub const GREEN: Style = AnsiColor::Green.on_default();
@@ -31,6 +32,33 @@ pub fn print<T: Serialize>(
         Format::Text => text(&mut stdout)?,
     }
     stdout.flush()?;
+    Ok(())
+}
+
+/// `severity: file:line: object: field: message`, one a line, the remedy below it.
+///
+/// # Errors
+/// As of `write`.
+pub fn problems(problems: &[Problem], out: &mut dyn Write) -> io::Result<()> {
+    for problem in problems {
+        let (style, word) = match problem.severity {
+            Severity::Error => (RED, "error"),
+            Severity::Warning => (YELLOW, "warning"),
+        };
+        write!(out, "{style}{word}:{style:#} ")?;
+        match (&problem.file, problem.line) {
+            (Some(file), Some(line)) => write!(out, "{}:{line}: ", file.display())?,
+            (Some(file), None) => write!(out, "{}: ", file.display())?,
+            (None, _) => {}
+        }
+        for place in [&problem.object, &problem.field].into_iter().flatten() {
+            write!(out, "{place}: ")?;
+        }
+        writeln!(out, "{}", problem.message)?;
+        if !problem.remedy.is_empty() {
+            writeln!(out, "  {}", problem.remedy)?;
+        }
+    }
     Ok(())
 }
 

@@ -71,11 +71,10 @@ impl ControlHandle {
         match timeout(patience, asked).await {
             Ok(Some(answer)) => Ok(answer),
             Ok(None) => Err(QueryError::new("the agent is shutting down")),
-            Err(_) => Err(QueryError::new(format!(
-                "the agent did not answer within {} s",
-                patience.as_secs()
-            ))
-            .remedy("it may be busy with a large change: try again, and look at its log")),
+            Err(_) => Err(
+                QueryError::new(format!("the agent did not answer within {} s", patience.as_secs()))
+                    .remedy("it may be busy with a large change: try again, and look at its log"),
+            ),
         }
     }
 }

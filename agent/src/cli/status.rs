@@ -16,9 +16,7 @@ use super::{
     protocol::{MAX_WAIT, Response, Verb},
 };
 use crate::{
-    control::query::{
-        DirectionReport, EndpointReport, EndpointState, ProblemReport, Severity, StatusReport, WaitReport,
-    },
+    control::query::{DirectionReport, EndpointReport, EndpointState, StatusReport, WaitReport},
     flow::text::bytes_text,
 };
 
@@ -64,10 +62,7 @@ impl Status {
                 Err(CliError::NoAgent { run_dir }) if left.is_zero() => {
                     break WaitReport {
                         enforced: false,
-                        reason: Some(format!(
-                            "no agent is running with run directory {}",
-                            run_dir.display()
-                        )),
+                        reason: Some(format!("no agent is running with run directory {}", run_dir.display())),
                         problems: Vec::new(),
                     };
                 }
@@ -76,7 +71,11 @@ impl Status {
             }
         };
         output::print(self.output.output, &report, |out| wait_text(&report, out))?;
-        if report.enforced { Ok(()) } else { Err(CliError::Told(1)) }
+        if report.enforced {
+            Ok(())
+        } else {
+            Err(CliError::Told(1))
+        }
     }
 
     fn ask(&self, left: Duration) -> Result<WaitReport, CliError> {
@@ -97,31 +96,16 @@ fn wait_text(report: &WaitReport, out: &mut dyn Write) -> io::Result<()> {
         let reason = report.reason.as_deref().unwrap_or("no reason given");
         writeln!(out, "{RED}not enforced:{RED:#} {reason}")?;
     }
-    problems(&report.problems, out)
-}
-
-/// One problem a line, its remedy below.
-pub fn problems(problems: &[ProblemReport], out: &mut dyn Write) -> io::Result<()> {
-    for problem in problems {
-        let (style, word) = match problem.severity {
-            Severity::Error => (RED, "error"),
-            Severity::Warning => (YELLOW, "warning"),
-        };
-        writeln!(out, "{style}{word}:{style:#} {problem}")?;
-        if let Some(remedy) = &problem.remedy {
-            writeln!(out, "  {remedy}")?;
-        }
-    }
-    Ok(())
+    output::problems(&report.problems, out)
 }
 
 fn text(report: &StatusReport, out: &mut dyn Write) -> io::Result<()> {
-    let (style, word) = if report.ready { (GREEN, "ready") } else { (RED, "not ready") };
-    write!(
-        out,
-        "{BOLD}node {}{BOLD:#}: {style}{word}{style:#}",
-        report.node
-    )?;
+    let (style, word) = if report.ready {
+        (GREEN, "ready")
+    } else {
+        (RED, "not ready")
+    };
+    write!(out, "{BOLD}node {}{BOLD:#}: {style}{word}{style:#}", report.node)?;
     if let Some(reason) = &report.reason {
         write!(out, ": {reason}")?;
     }
@@ -132,7 +116,10 @@ fn text(report: &StatusReport, out: &mut dyn Write) -> io::Result<()> {
         report.version, report.layout, report.pid, report.attach
     )?;
     if report.audit {
-        writeln!(out, "{YELLOW}audit mode: denials are reported, nothing is dropped{YELLOW:#}")?;
+        writeln!(
+            out,
+            "{YELLOW}audit mode: denials are reported, nothing is dropped{YELLOW:#}"
+        )?;
     }
     writeln!(out, "source: {}; {} policies", report.source, report.policies)?;
 
@@ -153,7 +140,7 @@ fn text(report: &StatusReport, out: &mut dyn Write) -> io::Result<()> {
 
     if !report.problems.is_empty() {
         writeln!(out)?;
-        problems(&report.problems, out)?;
+        output::problems(&report.problems, out)?;
     }
     for shortage in &report.shortages {
         writeln!(

@@ -18,3 +18,6 @@ pub mod report;
 pub mod rotate;
 pub mod sink;
 pub mod text;
+
+#[cfg(test)]
+mod testing;

@@ -40,7 +40,10 @@ fn everybody_reaches_everybody(layout: Layout, families: Families) -> Result<()>
     let mut probes = Vec::new();
     for from in hosts {
         for to in hosts {
-            for family in [Family::V4, Family::V6].into_iter().filter(|&family| families.has(family)) {
+            for family in [Family::V4, Family::V6]
+                .into_iter()
+                .filter(|&family| families.has(family))
+            {
                 let to_node = to.starts_with("node/");
                 let to = lab.address(to, family)?;
                 let echo = if family == Family::V4 { 8 } else { 128 };
@@ -54,20 +57,35 @@ fn everybody_reaches_everybody(layout: Layout, families: Families) -> Result<()>
                     if to_node && unbound(protocol) {
                         continue;
                     }
-                    probes.push(Probe { from: from.to_owned(), to, protocol, port });
+                    probes.push(Probe {
+                        from: from.to_owned(),
+                        to,
+                        protocol,
+                        port,
+                    });
                 }
             }
         }
     }
     let began = Instant::now();
     let outcomes = Prober::default().ask(&lab, &servers, &probes, Patience::STUBBORN)?;
-    eprintln!("{layout:?} {families:?}: made in {made:?}, {} probes in {:?}", probes.len(), began.elapsed());
+    eprintln!(
+        "{layout:?} {families:?}: made in {made:?}, {} probes in {:?}",
+        probes.len(),
+        began.elapsed()
+    );
     let failed: Vec<_> = probes
         .iter()
         .zip(&outcomes)
         .filter(|(_, outcome)| outcome.verdict != Verdict::Allow)
         .collect();
-    ensure!(failed.is_empty(), "{} of {} failed: {:#?}", failed.len(), probes.len(), &failed[..failed.len().min(8)]);
+    ensure!(
+        failed.is_empty(),
+        "{} of {} failed: {:#?}",
+        failed.len(),
+        probes.len(),
+        &failed[..failed.len().min(8)]
+    );
     Ok(())
 }
 
@@ -111,7 +129,12 @@ fn silence_is_a_denial_and_a_refusal_is_none() -> Result<()> {
     let there = lab.address("x/b", Family::V4)?;
     // An address that no host has: the node's neighbour discovery on the fabric gets no answer.
     let nowhere = Ipv4Addr::new(172, 18, 0, 99).into();
-    let probe = |to, protocol, port| Probe { from: "x/a".to_owned(), to, protocol, port };
+    let probe = |to, protocol, port| Probe {
+        from: "x/a".to_owned(),
+        to,
+        protocol,
+        port,
+    };
     let probes = [
         probe(there, Protocol::Tcp, 80),
         probe(there, Protocol::Tcp, 81),
@@ -139,13 +162,21 @@ fn a_removed_pod_is_gone_and_its_address_can_be_taken() -> Result<()> {
         lab.add_external("client", Ipv4Addr::new(203, 0, 113, 10))?;
         let address = Some(Ipv4Addr::new(10, 244, 1, 77));
         lab.add_pods(&[
-            PodPlan { address, ..PodPlan::new("x/old", "one") },
+            PodPlan {
+                address,
+                ..PodPlan::new("x/old", "one")
+            },
             PodPlan::new("x/client", "two"),
         ])?;
         let servers = Servers::start()?;
         let ask = |lab: &Lab, from: &str| -> Result<Verdict> {
             let to = Ipv4Addr::new(10, 244, 1, 77).into();
-            let probe = Probe { from: from.to_owned(), to, protocol: Protocol::Tcp, port: 80 };
+            let probe = Probe {
+                from: from.to_owned(),
+                to,
+                protocol: Protocol::Tcp,
+                port: 80,
+            };
             Ok(Prober::default().ask(lab, &servers, &[probe], Patience::STUBBORN)?[0].verdict)
         };
         servers.serve("x/old", lab.host("x/old")?.0, &PORTS)?;
@@ -153,7 +184,10 @@ fn a_removed_pod_is_gone_and_its_address_can_be_taken() -> Result<()> {
         servers.stop("x/old");
         lab.remove_pod("x/old")?;
         assert_eq!(ask(&lab, "ext/client")?, Verdict::Deny, "{layout:?}");
-        lab.add_pods(&[PodPlan { address, ..PodPlan::new("x/new", "one") }])?;
+        lab.add_pods(&[PodPlan {
+            address,
+            ..PodPlan::new("x/new", "one")
+        }])?;
         servers.serve("x/new", lab.host("x/new")?.0, &PORTS)?;
         assert_eq!(ask(&lab, "x/client")?, Verdict::Allow, "{layout:?}");
         assert_eq!(ask(&lab, "ext/client")?, Verdict::Allow, "{layout:?}");
@@ -177,8 +211,12 @@ fn nothing_stays_behind() -> Result<()> {
         std::panic::panic_any((lab.scratch().directory().to_owned(), lab.scratch().bpffs().to_owned()));
     })
     .join();
-    let Err(paths) = paths else { panic!("the thread did not panic") };
-    let (directory, bpffs) = *paths.downcast::<(std::path::PathBuf, std::path::PathBuf)>().expect("paths");
+    let Err(paths) = paths else {
+        panic!("the thread did not panic")
+    };
+    let (directory, bpffs) = *paths
+        .downcast::<(std::path::PathBuf, std::path::PathBuf)>()
+        .expect("paths");
     std::thread::sleep(Duration::from_millis(1));
     assert!(!directory.exists() && !bpffs.exists());
     Ok(())

@@ -151,9 +151,14 @@ impl Agent {
             .with_context(|| format!("open {}", self.log.display()))?;
         let mut command = self.agent_command()?;
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-        let child = command.spawn().with_context(|| format!("start {:?}", command.get_program()))?;
+        let child = command
+            .spawn()
+            .with_context(|| format!("start {:?}", command.get_program()))?;
         let pid = i32::try_from(child.id()).context("process id")?;
-        self.running = Some(Running { child, _guard: ChildGuard::new(pid) });
+        self.running = Some(Running {
+            child,
+            _guard: ChildGuard::new(pid),
+        });
         Ok(())
     }
 
@@ -229,7 +234,9 @@ impl Agent {
             self.check_alive()?;
             thread::sleep(Duration::from_millis(5));
         }
-        let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+        let left = deadline
+            .saturating_duration_since(Instant::now())
+            .max(Duration::from_millis(1));
         let output = self.verb(["status", "--wait", &format!("{}ms", left.as_millis())])?;
         if output.status.success() {
             return Ok(());
@@ -250,7 +257,11 @@ impl Agent {
         };
         if let Some(status) = running.child.try_wait()? {
             self.running = None;
-            bail!("the agent of {} has ended ({status}):\n{}", self.node, self.log_tail(40));
+            bail!(
+                "the agent of {} has ended ({status}):\n{}",
+                self.node,
+                self.log_tail(40)
+            );
         }
         Ok(())
     }
@@ -273,7 +284,12 @@ impl Agent {
     /// What the verb says.
     pub fn detach(&self) -> Result<()> {
         let mut command = self.weir()?;
-        command.arg("detach").arg("--run-dir").arg(&self.run_dir).arg("--bpffs").arg(&self.bpffs);
+        command
+            .arg("detach")
+            .arg("--run-dir")
+            .arg(&self.run_dir)
+            .arg("--bpffs")
+            .arg(&self.bpffs);
         self.netns.command(&mut command)?;
         let output = command.output().with_context(|| format!("run {command:?}"))?;
         ensure!(
@@ -337,7 +353,8 @@ impl Agent {
         };
         file.seek(SeekFrom::Start(position))?;
         let mut text = String::new();
-        file.read_to_string(&mut text).with_context(|| format!("read {}", self.flow_log.display()))?;
+        file.read_to_string(&mut text)
+            .with_context(|| format!("read {}", self.flow_log.display()))?;
         text.truncate(text.rfind('\n').map_or(0, |end| end + 1));
         let end = position + text.len() as u64;
         Ok((text, end))

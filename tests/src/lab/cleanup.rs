@@ -164,11 +164,13 @@ fn await_signal() {
         ) else {
             return None;
         };
-        Some(128 + tokio::select! {
-            _ = interrupt.recv() => SignalKind::interrupt().as_raw_value(),
-            _ = terminate.recv() => SignalKind::terminate().as_raw_value(),
-            _ = hangup.recv() => SignalKind::hangup().as_raw_value(),
-        })
+        Some(
+            128 + tokio::select! {
+                _ = interrupt.recv() => SignalKind::interrupt().as_raw_value(),
+                _ = terminate.recv() => SignalKind::terminate().as_raw_value(),
+                _ = hangup.recv() => SignalKind::hangup().as_raw_value(),
+            },
+        )
     });
     let Some(code) = code else { return };
     // Held until the end: nothing new starts meanwhile.

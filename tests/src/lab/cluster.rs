@@ -133,7 +133,8 @@ impl Lab {
         let netns = Arc::new(NetNs::new()?);
         let addresses = Addresses::planned(Ipv4Addr::new(172, 18, 0, index), self.families);
         let gateway = Addresses::planned(Ipv4Addr::new(10, 244, index, 1), self.families);
-        self.plug(&format!("node{index}"), &netns)?;
+        let port = format!("node{index}");
+        self.plug(&port, &netns)?;
         netns.sysctl(&[
             ("ipv4/ip_forward", "1"),
             ("ipv6/conf/all/forwarding", "1"),
@@ -161,6 +162,8 @@ impl Lab {
         }
         layout.node(&mut batch, gateway, UPLINK);
         batch.run(&netns)?;
+        netns.await_links(&[UPLINK])?;
+        self.fabric.await_links(&[&port])?;
         let node = Node {
             name: name.to_owned(),
             netns,
@@ -185,7 +188,8 @@ impl Lab {
         );
         let netns = Arc::new(NetNs::new()?);
         let addresses = Addresses::planned(address, self.families);
-        self.plug(&format!("ext{}", self.externals.len()), &netns)?;
+        let port = format!("ext{}", self.externals.len());
+        self.plug(&port, &netns)?;
         let mut batch = Batch::default();
         self.join_fabric(&mut batch, addresses, 32);
         for pod in self.pods.values() {
@@ -193,6 +197,8 @@ impl Lab {
             route_via(&mut batch, "add", pod.addresses, node.addresses);
         }
         batch.run(&netns)?;
+        netns.await_links(&[UPLINK])?;
+        self.fabric.await_links(&[&port])?;
         for node in self.nodes.values() {
             let mut batch = Batch::default();
             for address in addresses.iter() {
@@ -237,7 +243,10 @@ impl Lab {
                 plan.name
             );
             let families = self.families;
-            let node = self.nodes.get_mut(&plan.node).with_context(|| format!("no node {}", plan.node))?;
+            let node = self
+                .nodes
+                .get_mut(&plan.node)
+                .with_context(|| format!("no node {}", plan.node))?;
             node.links += 1;
             let planned = plan.address.unwrap_or_else(|| {
                 let host = u8::try_from(node.links + 9).unwrap_or(u8::MAX);
@@ -269,7 +278,8 @@ impl Lab {
                 .map(|(_, pod)| format!("ipv4/neigh/{}/proxy_delay", pod.interface))
                 .collect();
             // By default the answer for the gateway comes after a random time of up to 0.8 s.
-            node.netns.sysctl(&delays.iter().map(|name| (name.as_str(), "0")).collect::<Vec<_>>())?;
+            node.netns
+                .sysctl(&delays.iter().map(|name| (name.as_str(), "0")).collect::<Vec<_>>())?;
         }
         for external in self.externals.values() {
             let mut batch = Batch::default();
@@ -299,6 +309,15 @@ impl Lab {
                 .into_iter()
                 .try_for_each(|worker| worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
         })?;
+        for node in self.nodes.values() {
+            let links: Vec<&str> = made
+                .iter()
+                .filter(|(_, pod)| pod.node == node.name)
+                .map(|(_, pod)| pod.interface.as_str())
+                .collect();
+            node.netns.await_links(&links)?;
+        }
+        made.iter().try_for_each(|(_, pod)| pod.netns.await_links(&[UPLINK]))?;
         self.pods.extend(made);
         Ok(())
     }
@@ -331,7 +350,9 @@ impl Lab {
     /// # Errors
     /// If there is none.
     pub fn node(&self, name: &str) -> Result<&Node> {
-        self.nodes.get(name).with_context(|| format!("no node {name} in the lab"))
+        self.nodes
+            .get(name)
+            .with_context(|| format!("no node {name} in the lab"))
     }
 
     pub fn nodes(&self) -> impl Iterator<Item = &Node> {
@@ -375,7 +396,9 @@ impl Lab {
     /// If there is no such host, or it has none of that family.
     pub fn address(&self, name: &str, family: Family) -> Result<IpAddr> {
         let (_, addresses) = self.host(name)?;
-        addresses.of(family).with_context(|| format!("{name} has no {family:?} address"))
+        addresses
+            .of(family)
+            .with_context(|| format!("{name} has no {family:?} address"))
     }
 
     /// Connects a namespace to the fabric.

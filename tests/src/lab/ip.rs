@@ -47,7 +47,10 @@ fn run(netns: &NetNs, family: Option<&str>, commands: &str) -> Result<()> {
     }
     let mut command = Command::new("ip");
     command.args(family).args(["-batch", "-"]);
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
     netns.command(&mut command)?;
     let mut child = command.spawn().context("start ip (Debian: apt install iproute2)")?;
     if let Some(mut stdin) = child.stdin.take() {

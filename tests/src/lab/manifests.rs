@@ -16,7 +16,10 @@ pub type Labels = BTreeMap<String, String>;
 /// Labels from pairs.
 #[must_use]
 pub fn labels(pairs: &[(&str, &str)]) -> Labels {
-    pairs.iter().map(|&(key, value)| (key.to_owned(), value.to_owned())).collect()
+    pairs
+        .iter()
+        .map(|&(key, value)| (key.to_owned(), value.to_owned()))
+        .collect()
 }
 
 /// A directory of manifests, as `weir agent --manifests` reads it.
@@ -92,7 +95,11 @@ impl Manifests {
         let mut names = Vec::new();
         for entry in entries {
             let name = entry?.file_name();
-            names.extend(name.to_str().and_then(|name| name.strip_suffix(".yaml")).map(str::to_owned));
+            names.extend(
+                name.to_str()
+                    .and_then(|name| name.strip_suffix(".yaml"))
+                    .map(str::to_owned),
+            );
         }
         Ok(names)
     }

@@ -1,16 +1,22 @@
 //! Network namespaces without names.
 
 use std::{
+    collections::HashSet,
     fs::{self, File},
     io,
     os::fd::{AsFd, AsRawFd, BorrowedFd},
     os::unix::process::CommandExt,
     process::{self, Command},
     thread,
+    time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, anyhow};
-use nix::sched::{CloneFlags, setns, unshare};
+use anyhow::{Context, Result, anyhow, ensure};
+use nix::{
+    ifaddrs::getifaddrs,
+    net::if_::InterfaceFlags,
+    sched::{CloneFlags, setns, unshare},
+};
 
 /// A network namespace, held by a file descriptor: it goes when the last holder (this value, sockets, processes) does.
 #[derive(Debug)]
@@ -77,6 +83,29 @@ impl NetNs {
     /// If the kernel has no such setting or refuses the value.
     pub fn sysctl(&self, settings: &[(&str, &str)]) -> Result<()> {
         self.run(|| settings.iter().try_for_each(|(name, value)| write_sysctl(name, value)))
+    }
+
+    /// Waits until interfaces carry packets. The kernel starts their queues a moment after both ends are up, and what
+    /// is sent before is lost: an ARP request, say, that is repeated only a second later.
+    ///
+    /// # Errors
+    /// If they do not within five seconds.
+    pub fn await_links(&self, names: &[&str]) -> Result<()> {
+        let deadline = Instant::now() + Duration::from_secs(5);
+        self.run(|| {
+            loop {
+                let running: HashSet<String> = getifaddrs()
+                    .context("list interfaces")?
+                    .filter(|interface| interface.flags.contains(InterfaceFlags::IFF_RUNNING))
+                    .map(|interface| interface.interface_name)
+                    .collect();
+                let Some(missing) = names.iter().find(|name| !running.contains(**name)) else {
+                    return Ok(());
+                };
+                ensure!(Instant::now() < deadline, "interface {missing} does not come up");
+                thread::sleep(Duration::from_micros(500));
+            }
+        })
     }
 
     /// Makes a command run in the namespace. Mounts stay those of the caller, so bpffs stays visible (`ip netns exec`

@@ -1,11 +1,6 @@
 //! One try of one probe: its socket, what is sent, and how an answer is told.
 
-use std::{
-    io,
-    net::SocketAddr,
-    os::fd::OwnedFd,
-    sync::Arc,
-};
+use std::{io, net::SocketAddr, os::fd::OwnedFd, sync::Arc};
 
 use nix::sys::socket::SockType;
 

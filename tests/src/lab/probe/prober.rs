@@ -91,7 +91,9 @@ impl Prober {
             open: probes.len(),
         };
         for silence in patience.silences {
-            let pending: Vec<usize> = (0..probes.len()).filter(|&probe| run.outcomes[probe].is_none()).collect();
+            let pending: Vec<usize> = (0..probes.len())
+                .filter(|&probe| run.outcomes[probe].is_none())
+                .collect();
             if pending.is_empty() {
                 break;
             }
@@ -102,7 +104,10 @@ impl Prober {
         for attempt in &run.attempts {
             last[attempt.probe] = attempt.source_port;
         }
-        let silent = |probe: usize| Outcome { verdict: Verdict::Deny, source_port: last[probe] };
+        let silent = |probe: usize| Outcome {
+            verdict: Verdict::Deny,
+            source_port: last[probe],
+        };
         Ok(run
             .outcomes
             .iter()
@@ -134,7 +139,9 @@ impl Prober {
                             sockets.push(None);
                             continue;
                         }
-                        sockets.push(Some(open(&asked[probe]).with_context(|| format!("a socket of {source}"))?));
+                        sockets.push(Some(
+                            open(&asked[probe]).with_context(|| format!("a socket of {source}"))?,
+                        ));
                         fresh.extend(key);
                     }
                     Ok(sockets)
@@ -142,7 +149,8 @@ impl Prober {
                 maker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
             })?;
             for (probe, made) in probes.into_iter().zip(made) {
-                self.attempt(run, probe, made).with_context(|| format!("probe {:?}", run.probes[probe]))?;
+                self.attempt(run, probe, made)
+                    .with_context(|| format!("probe {:?}", run.probes[probe]))?;
             }
         }
         Ok(())
@@ -156,7 +164,8 @@ impl Prober {
             (Some(key), Some(made)) => {
                 let socket = Arc::new(made);
                 let number = run.raw_keys.len() as u64;
-                run.epoll.add(&*socket, EpollEvent::new(EpollFlags::EPOLLIN, RAW + number))?;
+                run.epoll
+                    .add(&*socket, EpollEvent::new(EpollFlags::EPOLLIN, RAW + number))?;
                 run.raw_keys.push(key.clone());
                 run.raw.insert(key.clone(), Arc::clone(&socket));
                 socket
@@ -166,7 +175,11 @@ impl Prober {
         };
         let source_port = loop {
             let port = self.next_port;
-            self.next_port = if port + 1 == SOURCE_PORTS.end { SOURCE_PORTS.start } else { port + 1 };
+            self.next_port = if port + 1 == SOURCE_PORTS.end {
+                SOURCE_PORTS.start
+            } else {
+                port + 1
+            };
             if key.is_some() {
                 break port;
             }
@@ -194,7 +207,8 @@ impl Prober {
             // Watched from now on only: a TCP socket that has not begun to connect counts as writable.
             let tcp = probe.protocol == Protocol::Tcp;
             let interest = if tcp { EpollFlags::EPOLLOUT } else { EpollFlags::EPOLLIN };
-            run.epoll.add(&*attempt.socket, EpollEvent::new(interest, number as u64))?;
+            run.epoll
+                .add(&*attempt.socket, EpollEvent::new(interest, number as u64))?;
         }
         run.attempts.push(attempt);
         Ok(())
@@ -260,11 +274,15 @@ impl Run<'_> {
 
     fn raw_event(&mut self, raw: usize) {
         let key = &self.raw_keys[raw];
-        let Some(socket) = self.raw.get(key).cloned() else { return };
+        let Some(socket) = self.raw.get(key).cloned() else {
+            return;
+        };
         let protocol = key.1;
         while let Ok(answer) = raw_answer(protocol, &socket) {
             let Some((from, answer)) = answer else { continue };
-            let Some(&number) = self.by_port.get(&(raw, answer.source_port)) else { continue };
+            let Some(&number) = self.by_port.get(&(raw, answer.source_port)) else {
+                continue;
+            };
             let attempt = &self.attempts[number];
             let probe = &self.probes[attempt.probe];
             if probe.to == from.ip() {

@@ -98,7 +98,9 @@ impl Servers {
     pub fn start() -> Result<Self> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).context("make an epoll set")?;
         let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC).context("make an eventfd")?;
-        epoll.add(wake.as_fd(), EpollEvent::new(EpollFlags::EPOLLIN, STOP)).context("watch an eventfd")?;
+        epoll
+            .add(wake.as_fd(), EpollEvent::new(EpollFlags::EPOLLIN, STOP))
+            .context("watch an eventfd")?;
         let shared = Arc::new(Shared {
             epoll,
             state: Mutex::default(),
@@ -110,7 +112,11 @@ impl Servers {
             .name("lab-servers".into())
             .spawn(move || serve(&serving))
             .context("start the serving thread")?;
-        Ok(Self { shared, wake, thread: Some(thread) })
+        Ok(Self {
+            shared,
+            wake,
+            thread: Some(thread),
+        })
     }
 
     /// Serves ports of a host, both families. A raw SCTP socket cannot be bound: with one SCTP port, all are answered.
@@ -224,7 +230,10 @@ fn answer(shared: &Shared, kind: Kind, host: &Arc<str>, socket: &OwnedFd, buffer
         };
         let packet = &buffer[..length];
         if let Some(token) = packet::token(packet) {
-            let arrival = Arrival { host: host.to_string(), from: from.ip() };
+            let arrival = Arrival {
+                host: host.to_string(),
+                from: from.ip(),
+            };
             shared.state().arrivals.insert(token, arrival);
         }
         match kind {

@@ -83,7 +83,10 @@ pub fn accept(socket: &OwnedFd) -> io::Result<OwnedFd> {
 /// # Errors
 /// The kernel's.
 pub fn reset_on_close(socket: &OwnedFd) -> io::Result<()> {
-    let linger = libc::linger { l_onoff: 1, l_linger: 0 };
+    let linger = libc::linger {
+        l_onoff: 1,
+        l_linger: 0,
+    };
     Ok(setsockopt(socket, sockopt::Linger, &linger)?)
 }
 
@@ -141,8 +144,13 @@ pub fn send_to(socket: &OwnedFd, bytes: &[u8], to: SocketAddr) -> io::Result<usi
 pub fn recv_from(socket: &OwnedFd, bytes: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
     let (length, from) = sys::recvfrom::<SockaddrStorage>(socket.as_raw_fd(), bytes)?;
     let from = from.as_ref().and_then(|from| {
-        let v4 = from.as_sockaddr_in().map(|v4| SocketAddr::new(v4.ip().into(), v4.port()));
-        v4.or_else(|| from.as_sockaddr_in6().map(|v6| SocketAddr::new(v6.ip().into(), v6.port())))
+        let v4 = from
+            .as_sockaddr_in()
+            .map(|v4| SocketAddr::new(v4.ip().into(), v4.port()));
+        v4.or_else(|| {
+            from.as_sockaddr_in6()
+                .map(|v6| SocketAddr::new(v6.ip().into(), v6.port()))
+        })
     });
     let from = from.ok_or_else(|| io::Error::other("a datagram without a sender"))?;
     Ok((length, SocketAddr::new(from.ip().to_canonical(), from.port())))

@@ -1,7 +1,6 @@
 //! Starting, stopping and asking `weir agent` in a node's namespace.
 
 use std::{
-    env,
     ffi::OsStr,
     fs::{self, File},
     io::{Read, Seek, SeekFrom},
@@ -26,29 +25,10 @@ use super::{
     Lab, NetNs,
     cleanup::{ChildGuard, Scratch},
 };
+use crate::binary;
 
 /// An agent has this long to end after SIGTERM.
 const GRACE: Duration = Duration::from_secs(10);
-
-/// The `weir` binary under test: `WEIR_BIN`, or `weir` beside the running program (`target/debug`).
-///
-/// # Errors
-/// If there is none, with what builds it.
-pub fn binary() -> Result<PathBuf> {
-    if let Some(path) = env::var_os("WEIR_BIN") {
-        let path = PathBuf::from(path);
-        ensure!(path.is_file(), "WEIR_BIN names {}, which is no file", path.display());
-        return Ok(path);
-    }
-    let program = env::current_exe().context("find the running program")?;
-    let found = program
-        .ancestors()
-        .skip(1)
-        .take(2)
-        .map(|directory| directory.join("weir"))
-        .find(|path| path.is_file());
-    found.with_context(|| format!("no weir binary beside {}: run `cargo xtask build`", program.display()))
-}
 
 /// How the agent hooks into interfaces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -76,7 +56,7 @@ pub struct AgentOptions {
     pub flows: bool,
     /// More arguments.
     pub arguments: Vec<String>,
-    /// Another binary than [`binary`].
+    /// Another binary than [`binary::weir`].
     pub binary: Option<PathBuf>,
 }
 
@@ -188,7 +168,7 @@ impl Agent {
     fn weir(&self) -> Result<Command> {
         Ok(Command::new(match &self.options.binary {
             Some(path) => path.clone(),
-            None => binary()?,
+            None => binary::weir()?,
         }))
     }
 

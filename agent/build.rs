@@ -9,6 +9,7 @@ use std::{
 };
 
 #[path = "../xtask/src/bpf.rs"]
+#[expect(dead_code, reason = "what only `cargo xtask setup` asks")]
 mod bpf;
 
 fn main() -> ExitCode {
@@ -39,7 +40,9 @@ fn build() -> Result<(), Box<dyn Error>> {
     let arch = env::var("CARGO_CFG_TARGET_ARCH")?;
 
     let toolchain = bpf::Toolchain::find()?;
-    let status = toolchain.cargo("build", &root, &target_dir, &arch, features).status()?;
+    let status = toolchain
+        .command("build", &root, &target_dir, &arch, features)
+        .status()?;
     if !status.success() {
         return Err(format!("building the eBPF object with {toolchain} failed ({status})").into());
     }

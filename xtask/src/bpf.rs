@@ -41,10 +41,15 @@ pub struct Toolchain {
     llvm: PathBuf,
 }
 
-/// Why the eBPF object cannot be built on this machine: one line for each thing looked at and found wanting.
+/// Why the eBPF object cannot be built on this machine.
 #[derive(Debug)]
 pub struct NoToolchain {
-    pub tried: Vec<String>,
+    /// Whether there is a compiler that fits.
+    pub compiler: bool,
+    /// Whether there is a linker that fits.
+    pub linker: bool,
+    /// One line for each thing that was looked at and found wanting.
+    tried: Vec<String>,
 }
 
 /// One rustc found on this machine, and what it is good for.
@@ -109,14 +114,24 @@ impl Toolchain {
                 linker,
                 llvm,
             }),
-            _ => Err(NoToolchain { tried }),
+            (compiler, linker, _) => Err(NoToolchain {
+                compiler: compiler.is_some(),
+                linker: linker.is_some(),
+                tried,
+            }),
         }
     }
 
-    /// A cargo command for the eBPF package of the workspace at `root`, with nothing inherited from a cargo that may
-    /// be running around it. `arch` is the architecture whose kernel the object is for, as Rust names it.
-    pub fn cargo(&self, verb: &str, root: &Path, target_dir: &Path, arch: &str, features: &[&str]) -> Command {
-        let mut cargo = Command::new(&self.cargo);
+    /// A cargo command (`build`, `clippy`) for the eBPF package of the workspace at `root`, with nothing inherited from
+    /// a cargo that may be running around it. `arch` is the architecture whose kernel the object is for, as Rust names
+    /// it.
+    pub fn command(&self, verb: &str, root: &Path, target_dir: &Path, arch: &str, features: &[&str]) -> Command {
+        // `cargo clippy` would run the first cargo-clippy in PATH, which belongs to some other compiler.
+        let mut cargo = Command::new(if verb == "clippy" {
+            self.cargo_clippy()
+        } else {
+            self.cargo.clone()
+        });
         for (key, _) in env::vars_os() {
             if inherited_setting(&key) {
                 cargo.env_remove(key);
@@ -134,6 +149,7 @@ impl Toolchain {
         ];
         cargo
             .current_dir(root)
+            .env("CARGO", &self.cargo)
             .env("RUSTC", &self.rustc)
             .env("RUSTC_BOOTSTRAP", "1")
             .env("LD_LIBRARY_PATH", libraries)
@@ -148,7 +164,12 @@ impl Toolchain {
         cargo
     }
 
-    /// Where [`Toolchain::cargo`] with the verb `build` leaves the object.
+    /// The clippy that belongs to this compiler; it may not be installed.
+    pub fn cargo_clippy(&self) -> PathBuf {
+        self.rustc.with_file_name("cargo-clippy")
+    }
+
+    /// Where [`Toolchain::command`] with the verb `build` leaves the object.
     pub fn object(target_dir: &Path) -> PathBuf {
         target_dir.join(TARGET).join(PROFILE).join(PACKAGE)
     }

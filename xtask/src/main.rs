@@ -1,10 +1,78 @@
-//! The project's front door.
+//! `cargo xtask`: the project's front door. One file per verb; the doc comments of [`Verb`] are the help.
 
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+mod bench;
+#[expect(dead_code, reason = "what only the agent's build script asks")]
 mod bpf;
+mod build;
+mod cargo_tool;
+mod demo;
+mod lint;
+mod machine;
+mod packages;
+mod process;
+mod setup;
+mod test;
+mod workspace;
 
-fn main() {
-    match bpf::Toolchain::find() {
-        Ok(toolchain) => println!("{toolchain}"),
-        Err(error) => println!("{error}"),
+/// Build, try, test and measure Weir.
+///
+/// Every verb first checks the machine for what it needs, and installs what is missing.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Check this machine and install what is missing for all the other verbs
+    ///
+    /// Looks at the kernel, privileges, the bpf file system, Debian packages, the compiler and linker of the eBPF
+    /// programs, and the lint tools. Says what it installs; what it cannot install it names, with the remedy.
+    Setup(setup::Arguments),
+
+    /// Build the `weir` binary, with the eBPF programs in it
+    Build(build::Arguments),
+
+    /// Show Weir enforcing policies in a small cluster of network namespaces
+    ///
+    /// Needs no Kubernetes. Applies policies step by step and shows after each who can reach whom, live flows, and why
+    /// a connection was refused. Takes under a minute after the build, and leaves nothing behind.
+    Demo(demo::Arguments),
+
+    /// Run all tests: those of each crate, and the suites with real packets
+    Test(test::Arguments),
+
+    /// Check formatting, lints (host and eBPF), spelling, licences and dependencies
+    Lint(lint::Arguments),
+
+    /// Measure Weir: nanoseconds per packet, connections per second beside its peers, latency of changes, memory
+    Bench(bench::Arguments),
+}
+
+fn main() -> ExitCode {
+    match run(Arguments::parse().verb) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(verb: Verb) -> Result<()> {
+    match verb {
+        Verb::Setup(arguments) => setup::run(&arguments),
+        Verb::Build(arguments) => build::run(&arguments),
+        Verb::Demo(arguments) => demo::run(&arguments),
+        Verb::Test(arguments) => test::run(&arguments),
+        Verb::Lint(arguments) => lint::run(&arguments),
+        Verb::Bench(arguments) => bench::run(&arguments),
     }
 }

@@ -1,0 +1,45 @@
+//! What `weir agent` was told: parsed and resolved, no flag of the command line left open.
+
+use std::{net::SocketAddr, path::PathBuf};
+
+/// How programs are attached to interfaces.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum AttachMode {
+    /// TCX where the kernel has it (6.6 and later), else clsact filters.
+    #[default]
+    Auto,
+    Tcx,
+    /// clsact filters.
+    Tc,
+}
+
+/// Where flow records go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FlowLogTarget {
+    Stdout,
+    File(PathBuf),
+}
+
+/// The flow log, if there is one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FlowLogOptions {
+    pub target: FlowLogTarget,
+    /// A file that would grow beyond this is rotated, bytes.
+    pub max_size: u64,
+    /// Files kept, the one being written included. At least 1.
+    pub max_files: u32,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AgentOptions {
+    /// The name of this node's Node object.
+    pub node: String,
+    /// Directory of manifests: the source of objects.
+    pub manifests: PathBuf,
+    pub run_dir: PathBuf,
+    /// Directory below a mounted bpffs.
+    pub bpffs: PathBuf,
+    pub attach: AttachMode,
+    pub flow_log: Option<FlowLogOptions>,
+    pub health_addr: Option<SocketAddr>,
+}

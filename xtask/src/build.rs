@@ -1,0 +1,57 @@
+//! `cargo xtask build`: the one binary.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+
+use crate::{
+    process,
+    setup::{self, Verb},
+    workspace,
+};
+
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// Optimise; the binary is left in target/release instead of target/debug
+    #[arg(long)]
+    release: bool,
+}
+
+/// What to build of `weir`.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Profile {
+    Debug,
+    Release,
+}
+
+pub fn run(arguments: &Arguments) -> Result<()> {
+    setup::ensure(Verb::Build)?;
+    let profile = if arguments.release {
+        Profile::Release
+    } else {
+        Profile::Debug
+    };
+    println!("{}", weir(profile, &[])?.display());
+    Ok(())
+}
+
+/// Builds `weir` and returns where it lies.
+pub fn weir(profile: Profile, features: &[&str]) -> Result<PathBuf> {
+    let mut cargo = workspace::cargo();
+    cargo.args(["build", "--locked", "--bin", "weir"]);
+    let dir = match profile {
+        // With the features that the dependencies have in the whole workspace, as the tests have them, so that a
+        // dependency is not compiled once for the binary and once more for the tests.
+        Profile::Debug => {
+            cargo.arg("--workspace");
+            "debug"
+        }
+        Profile::Release => {
+            cargo.args(["--package", "weir", "--release"]);
+            "release"
+        }
+    };
+    cargo.args(features.iter().map(|feature| format!("--features=weir/{feature}")));
+    process::run(&mut cargo)?;
+    Ok(workspace::target_dir()?.join(dir).join("weir"))
+}

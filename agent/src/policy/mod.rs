@@ -6,8 +6,12 @@
 //! | `selector` | label expressions and what they are asked about |
 //! | `change` | what the compiler is told |
 //! | `plan` | what the compiler wants done: plain-data operations on the kernel's maps |
+//! | `compile` | changes in, plans out |
+//! | `evaluate` | the naive evaluator: the reference, and `weir explain` |
 
 pub mod change;
+pub mod compile;
+pub mod evaluate;
 pub mod model;
 pub mod plan;
 pub mod selector;

@@ -104,9 +104,9 @@ impl Removals {
         self.waiting.pop_front().map(|(_, due)| due)
     }
 
-    /// Forgets all of them: their maps are gone.
-    pub fn clear(&mut self) {
-        self.waiting.clear();
+    /// Forgets all of them, as their maps are gone; gives back their serials.
+    pub fn clear(&mut self) -> Vec<u64> {
+        self.waiting.drain(..).map(|(_, due)| due.serial).collect()
     }
 }
 

@@ -10,6 +10,8 @@ use std::{
 use tracing::{debug, error, info, warn};
 
 use super::{
+    explain::{self, ExplainRequest, Explanation},
+    query::QueryError,
     endpoints::{Interface, LocalEndpoints},
     options::AgentOptions,
     removals::Removals,
@@ -25,7 +27,7 @@ use crate::{
         change::{Change, PeerKey},
         compile::Compiler,
         evaluate::World,
-        plan::{Capacity, Op, Plan, Shortage},
+        plan::{Capacity, Plan, Shortage},
     },
     source::SourceEvent,
 };
@@ -225,16 +227,20 @@ impl Agent {
         self.problems.values().flatten()
     }
 
-    /// The naive evaluator of all current objects.
-    pub fn world(&mut self) -> &World {
+    /// What policy makes of a flow.
+    ///
+    /// # Errors
+    /// An end that is not known.
+    pub fn explain(&mut self, request: &ExplainRequest) -> Result<Explanation, QueryError> {
         let index = &self.index;
-        self.world.get_or_insert_with(|| {
+        let world = self.world.get_or_insert_with(|| {
             let mut world = World::new();
             for change in index.snapshot() {
                 world.apply(change);
             }
             world
-        })
+        });
+        explain::explain(index, world, request)
     }
 
     // === Objects ===

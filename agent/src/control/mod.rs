@@ -67,14 +67,18 @@ pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
     let capacity = datapath_options.capacity;
     let (datapath, inherited) = Datapath::start(datapath_options)?;
 
-    let sink = options.flow_log.as_ref().map(Sink::open).transpose()?;
+    let node: Arc<str> = options.node.as_str().into();
+    let sink = match &options.flow_log {
+        Some(flow_log) => Some(Sink::start(flow_log, &node).context("cannot write the flow log")?),
+        None => None,
+    };
     let hub = Hub::new(sink);
     let directory = Arc::new(Directory::default());
     let (questions, mut asked) = mpsc::channel(QUESTIONS);
     let handle = ControlHandle {
         queries: questions,
         flows: Arc::clone(&hub),
-        node: options.node.as_str().into(),
+        node: Arc::clone(&node),
     };
     let socket = server::bind_socket(&options.run_dir)
         .with_context(|| format!("cannot listen in the run directory {}", options.run_dir.display()))?;
@@ -93,7 +97,7 @@ pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
     let shared = Shared {
         hub: Arc::clone(&hub),
         directory: Arc::clone(&directory),
-        node: options.node.as_str().into(),
+        node: Arc::clone(&node),
         audit: false,
     };
     let flows = FlowTask::start(datapath.events()?, datapath.sweeper()?, shared).context("cannot wait for events")?;
@@ -180,10 +184,7 @@ async fn detach(agent: Agent, reply: query::Reply<Result<DetachReport, QueryErro
     drop(agent);
     let result = tokio::task::block_in_place(|| datapath::detach_all(&bpffs, &run_dir));
     let answer = match &result {
-        Ok(report) => Ok(DetachReport {
-            interfaces: report.interfaces as u64,
-            pins: report.pins as u64,
-        }),
+        Ok(report) => Ok(DetachReport::from(report.clone())),
         Err(error) => Err(QueryError::new(error.to_string())),
     };
     let _ = reply.send(answer);

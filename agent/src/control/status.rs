@@ -7,11 +7,11 @@ use super::{
     endpoints::LocalEndpoint,
     query::{
         CounterReport, DirectionReport, EndpointReport, EndpointState, EvictionReport, MapReport, PolicyName,
-        ProblemReport, Readiness, Severity, ShortageReport, StatusReport,
+        Readiness, ShortageReport, StatusReport,
     },
 };
 use crate::{
-    api::{self, Problem},
+    api::Problem,
     datapath::{self, Mode},
     policy::{
         change::PeerKey,
@@ -33,17 +33,9 @@ impl Agent {
     /// Everything about this node in one answer. What cannot be read is a problem of the report, not its end.
     #[must_use]
     pub fn status(&self) -> StatusReport {
-        let mut problems: Vec<ProblemReport> = self.all_problems().map(ProblemReport::from).collect();
+        let mut problems: Vec<Problem> = self.all_problems().cloned().collect();
         let mut unreadable = |what: &str, error: &datapath::Error| {
-            problems.push(ProblemReport {
-                severity: Severity::Warning,
-                file: None,
-                line: None,
-                object: None,
-                field: None,
-                message: format!("cannot read {what}: {error}"),
-                remedy: None,
-            });
+            problems.push(Problem::warning(format!("cannot read {what}: {error}"), "try again; see the agent's log"));
         };
         let counters = self.datapath.counters().unwrap_or_else(|error| {
             unreadable("the counters", &error);
@@ -180,23 +172,6 @@ impl From<&Shortage> for ShortageReport {
             needed: shortage.needed as u64,
             capacity: shortage.capacity as u64,
             consequence: shortage.consequence.clone(),
-        }
-    }
-}
-
-impl From<&Problem> for ProblemReport {
-    fn from(problem: &Problem) -> Self {
-        Self {
-            severity: match problem.severity {
-                api::Severity::Error => Severity::Error,
-                api::Severity::Warning => Severity::Warning,
-            },
-            file: problem.file.as_ref().map(|file| file.display().to_string()),
-            line: problem.line.map(u64::from),
-            object: problem.object.clone(),
-            field: problem.field.clone(),
-            message: problem.message.clone(),
-            remedy: Some(problem.remedy.clone()),
         }
     }
 }

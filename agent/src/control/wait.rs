@@ -4,9 +4,9 @@ use std::time::Instant;
 
 use super::{
     agent::Agent,
-    query::{ProblemReport, Reply, WaitReport},
+    query::{Reply, WaitReport},
 };
-use crate::api::Severity;
+use crate::api::{Problem, Severity};
 
 #[derive(Debug)]
 struct Waiting {
@@ -91,10 +91,10 @@ impl Agent {
 
     /// Whether everything that is known is enforced; if not, what is not.
     fn enforced(&self) -> Result<(), WaitReport> {
-        let invalid: Vec<ProblemReport> = self
+        let invalid: Vec<Problem> = self
             .all_problems()
             .filter(|problem| problem.severity == Severity::Error)
-            .map(ProblemReport::from)
+            .cloned()
             .collect();
         if let Some(first) = invalid.first() {
             return Err(WaitReport {

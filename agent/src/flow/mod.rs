@@ -21,3 +21,5 @@ pub mod text;
 
 #[cfg(test)]
 mod testing;
+#[cfg(test)]
+mod tests;

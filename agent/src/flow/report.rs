@@ -134,7 +134,7 @@ mod tests {
     fn a_flow_that_lasts_is_told_of_once_a_minute_whatever_the_cadence() {
         let entry = entry(7);
         for step in [1, 5, 7, 30] {
-            let told = told(step, 200, |sweep| {
+            let told = told(step, 216, |sweep| {
                 sweep.tells_connection(&key(IPPROTO_TCP), &entry, false)
             });
             assert_eq!(told.len(), 3, "{told:?}");

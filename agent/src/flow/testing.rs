@@ -2,7 +2,19 @@
 
 use std::{net::IpAddr, sync::Arc};
 
-use super::directory::{Names, PodInfo};
+use weir_common::{
+    Direction,
+    conntrack::CtKey,
+    event::{Event, EventKind},
+    policy::{Decision, IPPROTO_TCP},
+    reason::Reason,
+};
+
+use super::{
+    clock::Clock,
+    directory::{Names, PodInfo},
+    record::{Context, FlowRecord},
+};
 use crate::{
     api::{PodPhase, Workload},
     index::{IndexOutput, NameChange},
@@ -122,4 +134,32 @@ pub fn names() -> Names {
         names.set_trace(trace, Some(Arc::new(judgement)));
     }
     names
+}
+
+/// A flow from `prod/web-1` to this port of `prod/api-0`, denied at the end of a tier.
+pub fn denied(port: u16) -> FlowRecord {
+    let event = Event {
+        time: 1_000_000_000,
+        key: CtKey {
+            endpoint_protocol: 7 << 8 | u32::from(IPPROTO_TCP),
+            local_port: port,
+            peer_port: 40_000,
+            local: ip("10.0.0.10").into(),
+            peer: ip("10.0.0.21").into(),
+        },
+        decision: Decision::new(false, false, 2),
+        kind: EventKind::Denied as u8,
+        reason: Reason::PolicyDenied as u8,
+        direction: Direction::Ingress as u8,
+        packets: [0, 1],
+        bytes: [0, 60],
+        ..Event::default()
+    };
+    let context = Context {
+        names: &names(),
+        clock: Clock::with_offset(1_795_366_800_000_000_000),
+        node: &Arc::from("n1"),
+        audit: false,
+    };
+    context.event(&event, None).expect("a record")
 }

@@ -158,8 +158,14 @@ fn text(report: &StatusReport, out: &mut dyn Write) -> io::Result<()> {
     writeln!(out)?;
     let mut maps = Table::new(["MAP", "ENTRIES", "CAPACITY", "USE", "MEMORY"]);
     for map in &report.maps {
-        let percent = map.entries.map(|entries| entries as f64 * 100.0 / map.capacity.max(1) as f64);
-        let style = if percent.is_some_and(|percent| percent >= 90.0) { RED } else { anstyle::Style::new() };
+        let percent = map
+            .entries
+            .map(|entries| entries as f64 * 100.0 / map.capacity.max(1) as f64);
+        let style = if percent.is_some_and(|percent| percent >= 90.0) {
+            RED
+        } else {
+            anstyle::Style::new()
+        };
         maps.row([
             map.name.as_str().into(),
             or_dash(map.entries).into(),

@@ -10,10 +10,10 @@ use std::{
 use tracing::{debug, error, info, warn};
 
 use super::{
-    explain::{self, ExplainRequest, Explanation},
-    query::QueryError,
     endpoints::{Interface, LocalEndpoints},
+    explain::{self, ExplainRequest, Explanation},
     options::AgentOptions,
+    query::QueryError,
     removals::Removals,
     wait::Waits,
 };
@@ -216,10 +216,16 @@ impl Agent {
 
     /// Local pods that are not enforced, with the reason.
     pub fn unenforced(&self) -> impl Iterator<Item = (&PeerKey, String)> {
-        self.endpoints.iter().filter(|(_, endpoint)| !endpoint.attached).map(|(pod, endpoint)| {
-            let reason = endpoint.trouble.clone();
-            (pod, reason.unwrap_or_else(|| "its interface has not been found yet".to_owned()))
-        })
+        self.endpoints
+            .iter()
+            .filter(|(_, endpoint)| !endpoint.attached)
+            .map(|(pod, endpoint)| {
+                let reason = endpoint.trouble.clone();
+                (
+                    pod,
+                    reason.unwrap_or_else(|| "its interface has not been found yet".to_owned()),
+                )
+            })
     }
 
     /// All problems of the source.
@@ -247,7 +253,10 @@ impl Agent {
 
     fn set_problems(&mut self, origin: Arc<str>, problems: Vec<Problem>) {
         let known = self.problems.get(&origin);
-        for problem in problems.iter().filter(|problem| known.is_none_or(|known| !known.contains(problem))) {
+        for problem in problems
+            .iter()
+            .filter(|problem| known.is_none_or(|known| !known.contains(problem)))
+        {
             match problem.severity {
                 Severity::Error => error!("{problem}"),
                 Severity::Warning => warn!("{problem}"),
@@ -333,13 +342,24 @@ impl Agent {
 
     /// Enforces a pod on the interface that was found: id, decisions, binding, programs.
     fn bind(&mut self, pod: &PeerKey) {
-        let Some(endpoint) = self.endpoints.get(pod) else { return };
-        let Some(interface) = endpoint.interface.clone() else { return };
+        let Some(endpoint) = self.endpoints.get(pod) else {
+            return;
+        };
+        let Some(interface) = endpoint.interface.clone() else {
+            return;
+        };
         let local = endpoint.pod.clone();
         let (id, adopt_for) = match endpoint.id {
             Some(id) => (id, Duration::ZERO),
             None => match self.endpoints.claim_inherited(interface.ifindex, &local.addresses) {
-                Some(id) => (id, if self.datapath.carried_over() { ADOPT_EXISTING } else { Duration::ZERO }),
+                Some(id) => (
+                    id,
+                    if self.datapath.carried_over() {
+                        ADOPT_EXISTING
+                    } else {
+                        Duration::ZERO
+                    },
+                ),
                 None => match self.datapath.allocate_id() {
                     Ok(id) => (id, if self.settled { ADOPT_NEW } else { ADOPT_EXISTING }),
                     Err(error) => return self.trouble(pod, &error),
@@ -448,7 +468,9 @@ impl Agent {
 
     /// Before the plan is executed, so that no event comes too early.
     fn name_traces(&self, plan: &Plan) {
-        self.directory.write().apply_plan(plan, |trace| self.compiler.trace(trace));
+        self.directory
+            .write()
+            .apply_plan(plan, |trace| self.compiler.trace(trace));
     }
 
     /// A new generation, filled with everything, to which every interface is flipped.
@@ -468,7 +490,11 @@ impl Agent {
             self.compiler.executed(serial);
         }
         let full = self.compiler.full();
-        if let Err(error) = self.datapath.execute(&full.add).and_then(|()| self.datapath.execute(&full.flip)) {
+        if let Err(error) = self
+            .datapath
+            .execute(&full.add)
+            .and_then(|()| self.datapath.execute(&full.flip))
+        {
             return self.fail("fill a new generation", &error);
         }
         let pods: Vec<(PeerKey, u32)> = self
@@ -567,7 +593,14 @@ mod tests {
     #[test]
     fn maps_grow_to_twice_what_is_needed_and_not_without_end() {
         let larger = grown(CAPACITY, &[shortage(map::ROWS, 40), shortage(map::CIDRS, 11)]).expect("there is room");
-        assert_eq!(larger, Capacity { rows: 80, cidrs: 22, ..CAPACITY });
+        assert_eq!(
+            larger,
+            Capacity {
+                rows: 80,
+                cidrs: 22,
+                ..CAPACITY
+            }
+        );
         assert_eq!(grown(CAPACITY, &[shortage(map::DECISIONS, LARGEST_MAP + 1)]), None);
         assert_eq!(grown(CAPACITY, &[]), None);
     }

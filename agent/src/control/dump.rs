@@ -33,8 +33,18 @@ impl Agent {
 
     fn dump_endpoints(&self) -> Dump {
         let columns = [
-            "id", "pod", "interface", "ifindex", "addresses", "epoch", "egress_table", "egress_isolated", "egress_policies",
-            "ingress_table", "ingress_isolated", "ingress_policies",
+            "id",
+            "pod",
+            "interface",
+            "ifindex",
+            "addresses",
+            "epoch",
+            "egress_table",
+            "egress_isolated",
+            "egress_policies",
+            "ingress_table",
+            "ingress_isolated",
+            "ingress_policies",
         ];
         let rows = self.endpoints.iter().filter_map(|(pod, endpoint)| {
             let id = endpoint.id?;
@@ -59,11 +69,26 @@ impl Agent {
 
     fn dump_identities(&self) -> Dump {
         let columns = ["identity", "class", "cidr", "local_node", "labels", "addresses"];
-        table(&columns, self.compiler.identities().iter().map(|identity| object(value(identity))))
+        table(
+            &columns,
+            self.compiler
+                .identities()
+                .iter()
+                .map(|identity| object(value(identity))),
+        )
     }
 
     fn dump_tables(&self) -> Dump {
-        let columns = ["table", "direction", "endpoints", "policies", "class", "row", "base", "decisions"];
+        let columns = [
+            "table",
+            "direction",
+            "endpoints",
+            "policies",
+            "class",
+            "row",
+            "base",
+            "decisions",
+        ];
         let tables = self.compiler.tables();
         let rows = tables.iter().flat_map(|table| {
             let default = std::iter::once((Value::from("default"), &table.default_row));
@@ -89,15 +114,36 @@ impl Agent {
         let names = ["tcp", "udp", "sctp", "icmp", "other"];
         let by_protocol = names.iter().zip(&row.base).map(|(name, decision)| {
             let verdict = if decision.allow { "allow" } else { "deny" };
-            ((*name).to_owned(), json!({ "verdict": verdict, "log": decision.log, "trace": decision.trace }))
+            (
+                (*name).to_owned(),
+                json!({ "verdict": verdict, "log": decision.log, "trace": decision.trace }),
+            )
         });
         Value::Object(by_protocol.collect())
     }
 
     fn dump_conntrack(&self) -> Result<Dump, QueryError> {
         let columns = [
-            "endpoint", "pod", "protocol", "local", "local_port", "peer", "peer_port", "state", "opened_by", "confirmed", "epoch",
-            "trace", "node", "adopted", "age_s", "idle_s", "packets_out", "bytes_out", "packets_in", "bytes_in",
+            "endpoint",
+            "pod",
+            "protocol",
+            "local",
+            "local_port",
+            "peer",
+            "peer_port",
+            "state",
+            "opened_by",
+            "confirmed",
+            "epoch",
+            "trace",
+            "node",
+            "adopted",
+            "age_s",
+            "idle_s",
+            "packets_out",
+            "bytes_out",
+            "packets_in",
+            "bytes_in",
         ];
         let now = datapath::clock();
         let names = self.directory.read();

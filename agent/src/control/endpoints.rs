@@ -2,11 +2,7 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
-use crate::{
-    datapath::OldEndpoint,
-    index::LocalPod,
-    policy::change::PeerKey,
-};
+use crate::{datapath::OldEndpoint, index::LocalPod, policy::change::PeerKey};
 
 /// The host's side of a pod's interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -95,7 +91,10 @@ impl LocalEndpoints {
     pub fn claim_inherited(&mut self, ifindex: u32, addresses: &[IpAddr]) -> Option<u32> {
         let at = self.inherited.iter().position(|old| {
             let old_addresses = [old.addr4, old.addr6];
-            old.ifindex == ifindex && addresses.iter().any(|address| old_addresses.contains(&(*address).into()))
+            old.ifindex == ifindex
+                && addresses
+                    .iter()
+                    .any(|address| old_addresses.contains(&(*address).into()))
         })?;
         Some(self.inherited.swap_remove(at).id)
     }
@@ -131,7 +130,11 @@ mod tests {
         };
         let mut endpoints = LocalEndpoints::new(vec![old]);
         assert_eq!(endpoints.claim_inherited(4, &[ours]), None, "another interface");
-        assert_eq!(endpoints.claim_inherited(3, &[other]), None, "another pod on the same ifindex");
+        assert_eq!(
+            endpoints.claim_inherited(3, &[other]),
+            None,
+            "another pod on the same ifindex"
+        );
         assert_eq!(endpoints.claim_inherited(3, &[ours]), Some(7));
         assert_eq!(endpoints.claim_inherited(3, &[ours]), None, "taken");
     }

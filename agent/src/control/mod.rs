@@ -161,7 +161,11 @@ pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
 }
 
 /// Answers a question. Given back: the wish to be detached, which ends the loop.
-fn answer(agent: &mut Agent, source: &ManifestSource, query: Query) -> Option<query::Reply<Result<DetachReport, QueryError>>> {
+fn answer(
+    agent: &mut Agent,
+    source: &ManifestSource,
+    query: Query,
+) -> Option<query::Reply<Result<DetachReport, QueryError>>> {
     // Whoever asked and no longer waits misses nothing.
     match query {
         Query::Readiness(reply) => drop(reply.send(agent.readiness())),

@@ -274,7 +274,15 @@ pub struct DetachReport {
 
 impl From<crate::datapath::Report> for DetachReport {
     fn from(report: crate::datapath::Report) -> Self {
-        let crate::datapath::Report { interfaces, removed, left } = report;
-        Self { interfaces, removed, left }
+        let crate::datapath::Report {
+            interfaces,
+            removed,
+            left,
+        } = report;
+        Self {
+            interfaces,
+            removed,
+            left,
+        }
     }
 }

@@ -35,7 +35,10 @@ impl Agent {
     pub fn status(&self) -> StatusReport {
         let mut problems: Vec<Problem> = self.all_problems().cloned().collect();
         let mut unreadable = |what: &str, error: &datapath::Error| {
-            problems.push(Problem::warning(format!("cannot read {what}: {error}"), "try again; see the agent's log"));
+            problems.push(Problem::warning(
+                format!("cannot read {what}: {error}"),
+                "try again; see the agent's log",
+            ));
         };
         let counters = self.datapath.counters().unwrap_or_else(|error| {
             unreadable("the counters", &error);
@@ -108,11 +111,21 @@ impl Agent {
             (_, true) => (EndpointState::Enforced, endpoint.remark.clone()),
             (None, false) => (
                 EndpointState::Waiting,
-                Some(endpoint.trouble.clone().unwrap_or_else(|| "its interface has not been found yet".to_owned())),
+                Some(
+                    endpoint
+                        .trouble
+                        .clone()
+                        .unwrap_or_else(|| "its interface has not been found yet".to_owned()),
+                ),
             ),
             (Some(_), false) => (
                 EndpointState::Waiting,
-                Some(endpoint.trouble.clone().unwrap_or_else(|| "programs are not attached yet".to_owned())),
+                Some(
+                    endpoint
+                        .trouble
+                        .clone()
+                        .unwrap_or_else(|| "programs are not attached yet".to_owned()),
+                ),
             ),
         };
         let foreign_programs = endpoint

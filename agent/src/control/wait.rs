@@ -62,7 +62,13 @@ impl Agent {
                 continue;
             }
             let report = match &verdict {
-                Err(invalid) if waiting.refreshed && invalid.problems.iter().any(|problem| problem.object.is_some() || problem.file.is_some()) => {
+                Err(invalid)
+                    if waiting.refreshed
+                        && invalid
+                            .problems
+                            .iter()
+                            .any(|problem| problem.object.is_some() || problem.file.is_some()) =>
+                {
                     Some(invalid.clone())
                 }
                 Ok(()) if waiting.refreshed && unready.is_none() => Some(WaitReport {
@@ -74,7 +80,11 @@ impl Agent {
                     Err(report) => report.clone(),
                     Ok(()) => WaitReport {
                         enforced: false,
-                        reason: Some(unready.clone().unwrap_or_else(|| "the source has not been read again yet".to_owned())),
+                        reason: Some(
+                            unready
+                                .clone()
+                                .unwrap_or_else(|| "the source has not been read again yet".to_owned()),
+                        ),
                         problems: Vec::new(),
                     },
                 }),
@@ -108,7 +118,11 @@ impl Agent {
             None => Ok(()),
             Some((pod, reason)) => {
                 let more = waiting.count();
-                let others = if more == 0 { String::new() } else { format!(" (and {more} more)") };
+                let others = if more == 0 {
+                    String::new()
+                } else {
+                    format!(" (and {more} more)")
+                };
                 Err(WaitReport {
                     enforced: false,
                     reason: Some(format!("pod {pod} is not enforced: {reason}{others}")),

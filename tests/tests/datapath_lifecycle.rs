@@ -39,6 +39,13 @@ const PORT: u16 = 4242;
 const PATIENCE: Duration = Duration::from_secs(5);
 const SILENCE: Duration = Duration::from_millis(100);
 
+/// Both are moved into threads of their own.
+const _: fn() = || {
+    fn can_move<T: Send>() {}
+    can_move::<Datapath>();
+    can_move::<weir::datapath::Sweeper>();
+};
+
 /// A node with two pods, of which the first gets an interface of ours.
 struct Machine {
     lab: Lab,
@@ -557,6 +564,65 @@ fn an_interface_that_goes_takes_its_endpoint_along_and_its_index_inherits_nothin
         names(&machine.bpffs().join("links"))?.is_empty(),
         "no pin of the old interface"
     );
+    Ok(())
+}
+
+#[test]
+fn an_interface_that_changes_hands_or_comes_anew_is_enforced_for_its_endpoint() -> Result<()> {
+    let mut machine = Machine::new()?;
+    let wire = machine.wire()?;
+    let (mut datapath, _) = machine.start(AttachMode::Auto)?;
+    let first = datapath.allocate_id()?;
+    machine.enforce(&mut datapath, first, false)?;
+    machine.finish(&mut datapath)?;
+    drop(datapath);
+
+    // Another pod has the interface now: a new endpoint takes it over from an inherited one, then from a living one.
+    let (mut datapath, _) = machine.start(AttachMode::Auto)?;
+    let second = datapath.allocate_id()?;
+    ensure!(second != first);
+    machine.enforce(&mut datapath, second, false)?;
+    machine.finish(&mut datapath)?;
+    ensure!(
+        wire.is_cut()?,
+        "the first sync does not take the new endpoint's programs away"
+    );
+    let third = datapath.allocate_id()?;
+    machine.enforce(&mut datapath, third, true)?;
+    ensure!(wire.passes()?);
+    machine.node.run(|| Ok(datapath.remove_endpoint(second)?))?;
+    machine.node.run(|| Ok(datapath.execute(&[policy(third, false)])?))?;
+    ensure!(
+        wire.is_cut()?,
+        "the late end of the old endpoint does not touch the new one"
+    );
+
+    // The interface goes while the agent runs; the policy waits for the next one.
+    machine.lab.remove_pod(POD)?;
+    machine.node.run(|| Ok(datapath.clear_interface(third)?))?;
+    ensure!(names(&machine.bpffs().join("links"))?.is_empty());
+    machine.lab.add_pods(&[PodPlan {
+        address: wire.sender.local_addr().ok().and_then(|address| match address.ip() {
+            IpAddr::V4(v4) => Some(v4),
+            IpAddr::V6(_) => None,
+        }),
+        ..PodPlan::new(POD, "one")
+    }])?;
+    machine.interface.clone_from(&machine.lab.pod(POD)?.interface);
+    machine.ifindex = machine
+        .node
+        .run(|| Ok(nix::net::if_::if_nametoindex(machine.interface.as_str())?))?;
+    let wire = Wire {
+        sender: machine.socket(POD)?,
+        receiver: wire.receiver,
+        to: wire.to,
+    };
+    ensure!(wire.passes()?, "not attached yet");
+    machine.node.run(|| {
+        datapath.set_interface(machine.binding(third))?;
+        Ok(datapath.attach(third)?)
+    })?;
+    ensure!(wire.is_cut()?, "the policy was kept");
     Ok(())
 }
 

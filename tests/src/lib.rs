@@ -1,3 +1,5 @@
-//! What the integration tests share.
+//! What the integration tests and the demo share: a lab of network namespaces, the driver of agents in it, and the
+//! runner of conformance cases.
 
 pub mod binary;
+pub mod lab;

@@ -102,7 +102,7 @@ impl Toolchain {
         });
         if llvm.is_none() {
             tried.push(format!(
-                "libLLVM {LLVM_MAJOR} for bpf-linker: no rustup toolchain found that has it"
+                "libLLVM {LLVM_MAJOR} for bpf-linker: no rustup toolchain has it; `rustup toolchain install 1.95.0` does"
             ));
         }
 
@@ -159,8 +159,7 @@ impl Toolchain {
             .args(["--profile", PROFILE, "--target", TARGET, "-Zbuild-std=core"])
             .arg("--target-dir")
             .arg(target_dir)
-            .arg("--features")
-            .arg(features.join(","));
+            .args(features.iter().map(|feature| format!("--features={feature}")));
         cargo
     }
 
@@ -327,7 +326,8 @@ fn home() -> Option<PathBuf> {
 fn output(command: &mut Command) -> Result<String, String> {
     let output = command.output().map_err(|error| error.to_string())?;
     if !output.status.success() {
-        return Err(String::from_utf8_lossy(&output.stderr).trim().to_owned());
+        let complaint = String::from_utf8_lossy(&output.stderr);
+        return Err(complaint.lines().next().unwrap_or("failed without a word").to_owned());
     }
     String::from_utf8(output.stdout).map_err(|error| error.to_string())
 }

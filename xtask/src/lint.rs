@@ -75,7 +75,15 @@ fn deny() -> Result<Command> {
 
 fn clippy() -> Result<()> {
     let mut cargo = workspace::cargo();
-    process::run(cargo.args(["clippy", "--locked", "--workspace", "--all-targets", "--", "-Dwarnings"]))
+    cargo.args([
+        "clippy",
+        "--locked",
+        "--workspace",
+        "--all-targets",
+        "--features",
+        "xtask/bench",
+    ]);
+    process::run(cargo.args(["--", "-Dwarnings"]))
 }
 
 fn clippy_bpf() -> Result<()> {

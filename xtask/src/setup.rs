@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::{
     bpf::{NoToolchain, Toolchain},
     cargo_tool::{self, CargoTool},
-    machine, packages, process,
+    machine, packages, process, workspace,
 };
 
 #[derive(clap::Args)]
@@ -61,9 +61,8 @@ impl Check {
             self.privileges();
         }
         self.programs(verbs);
-        self.bpf_toolchain();
+        self.bpf_toolchain(runs(Verb::Lint));
         if runs(Verb::Lint) {
-            self.note("clippy for eBPF", bpf_clippy());
             self.cargo_tool(&cargo_tool::TYPOS);
             self.cargo_tool(&cargo_tool::DENY);
         }
@@ -72,7 +71,7 @@ impl Check {
     fn privileges(&mut self) {
         if !machine::is_root() {
             self.problem(
-                "not root: network namespaces and eBPF need it; run: sudo -E env \"PATH=$PATH\" cargo xtask …",
+                "not root: network namespaces and eBPF need it; run: sudo -E env \"PATH=$PATH\" cargo xtask VERB",
             );
             return;
         }
@@ -94,8 +93,13 @@ impl Check {
         self.note("programs", installed.map(|()| names.join(" ")));
     }
 
-    fn bpf_toolchain(&mut self) {
-        self.note("eBPF toolchain", bpf_toolchain().map(|toolchain| toolchain.to_string()));
+    fn bpf_toolchain(&mut self, with_clippy: bool) {
+        let toolchain = bpf_toolchain();
+        let clippy = toolchain.as_ref().ok().filter(|_| with_clippy).map(bpf_clippy);
+        self.note("eBPF toolchain", toolchain.map(|toolchain| toolchain.to_string()));
+        if let Some(clippy) = clippy {
+            self.note("clippy for eBPF", clippy);
+        }
     }
 
     fn cargo_tool(&mut self, tool: &CargoTool) {
@@ -139,37 +143,41 @@ pub fn bpf_toolchain() -> Result<Toolchain> {
         cargo_tool::BPF_LINKER.ensure()?;
     }
     if !compiler {
-        if process::find("rustup").is_some() {
-            eprintln!("setup: asking rustup for the library sources (component rust-src)");
-            let mut rustup = Command::new("timeout");
-            rustup
-                .args(["120", "rustup", "component", "add", "rust-src"])
-                .current_dir(crate::workspace::root());
-            if let Err(error) = process::output(&mut rustup) {
-                eprintln!("setup: rustup has none ({error:#}); trying the distribution's compiler instead");
-            }
-        }
-        if Toolchain::find().is_err_and(|missing| !missing.compiler) {
-            packages::install(&["rustc-web", "cargo-web", "rust-web-src"])?;
-        }
+        install_compiler()?;
     }
     Ok(Toolchain::find()?)
 }
 
+fn install_compiler() -> Result<()> {
+    eprintln!("setup: asking rustup for the library sources (component rust-src)");
+    let rustup = process::output(rustup().args(["component", "add", "rust-src"]));
+    if Toolchain::find().is_err_and(|missing| !missing.compiler) {
+        let rustup = rustup.map_or_else(|error| format!("{error:#}"), |_| "they do not help".into());
+        eprintln!("setup: rustup has none ({rustup}); trying the distribution's compiler");
+        packages::install(&["rustc-web", "cargo-web", "rust-web-src"]).context(
+            "the eBPF programs need a Rust compiler with its library sources, from `rustup component add rust-src` or \
+             Debian's rustc-web, cargo-web and rust-web-src; neither can be installed",
+        )?;
+    }
+    Ok(())
+}
+
+/// Rustup, given up on after a while: where it cannot reach its server, it tries for long.
+fn rustup() -> Command {
+    let mut rustup = Command::new("timeout");
+    rustup.args(["120", "rustup"]).current_dir(workspace::root());
+    rustup
+}
+
 /// Clippy of the compiler that builds the eBPF programs: another compiler's would not accept its `core`.
-fn bpf_clippy() -> Result<String> {
-    let toolchain = bpf_toolchain()?;
+fn bpf_clippy(toolchain: &Toolchain) -> Result<String> {
     let clippy = toolchain.cargo_clippy();
     if !clippy.exists() {
         if clippy.starts_with("/usr") {
             packages::install(&["rust-web-clippy"])?;
         } else {
-            process::output(
-                Command::new("rustup")
-                    .args(["component", "add", "clippy"])
-                    .current_dir(crate::workspace::root()),
-            )
-            .context("the Rust toolchain has no clippy")?;
+            process::output(rustup().args(["component", "add", "clippy"]))
+                .context("the Rust toolchain has no clippy")?;
         }
     }
     Ok(clippy.display().to_string())

@@ -36,7 +36,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 
     let mut cargo = workspace::cargo();
     cargo
-        .args(["test", "--locked", "--workspace", "--no-fail-fast", "--"])
+        .args(["test", "--locked", "--workspace", "--features", "xtask/bench"])
+        .args(["--no-fail-fast", "--"])
         .args(&arguments.filters);
     cargo.env("WEIR_BIN", weir).env("WEIR_NEXT_LAYOUT_BIN", next_layout);
     if arguments.thorough {

@@ -2,12 +2,13 @@
 //!
 //! The answers cross the Unix socket as JSON and are printed as such by `-o json`: names here are interface.
 
-use std::{net::IpAddr, time::Instant};
+use std::{net::IpAddr, path::PathBuf, time::Instant};
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
 use super::explain::{ExplainRequest, Explanation};
+use crate::api::Problem;
 
 /// Where the answer to a query goes. A closed channel means that nobody waits any more.
 pub type Reply<T> = oneshot::Sender<T>;
@@ -70,48 +71,6 @@ pub struct Readiness {
     pub ready: bool,
     /// Why not, if not.
     pub reason: Option<String>,
-}
-
-/// How serious a [`ProblemReport`] is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Severity {
-    Warning,
-    Error,
-}
-
-/// Something wrong with an object, a file, an interface or the node.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ProblemReport {
-    pub severity: Severity,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub file: Option<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub line: Option<u64>,
-    /// Kind and namespace/name, where there is an object.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub object: Option<String>,
-    /// Path of the field in the object.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub field: Option<String>,
-    pub message: String,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub remedy: Option<String>,
-}
-
-impl std::fmt::Display for ProblemReport {
-    /// `file:line: object: field: message`
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match (&self.file, self.line) {
-            (Some(file), Some(line)) => write!(f, "{file}:{line}: ")?,
-            (Some(file), None) => write!(f, "{file}: ")?,
-            (None, _) => {}
-        }
-        for part in [&self.object, &self.field].into_iter().flatten() {
-            write!(f, "{part}: ")?;
-        }
-        f.write_str(&self.message)
-    }
 }
 
 /// What a local pod's interface obeys.
@@ -184,10 +143,12 @@ pub struct EndpointReport {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MapReport {
     pub name: String,
-    pub entries: u64,
+    /// Of maps that programs fill: at the last sweep. None: there is nothing to count.
+    pub entries: Option<u64>,
+    /// Entries; of the ring buffer bytes.
     pub capacity: u64,
-    /// Kernel memory, bytes.
-    pub memory: u64,
+    /// Kernel memory, bytes, where the kernel tells.
+    pub memory: Option<u64>,
 }
 
 /// A change that did not fit ([`crate::policy::plan::Shortage`]).
@@ -257,7 +218,7 @@ pub struct StatusReport {
     pub endpoints: Vec<EndpointReport>,
     pub policies: u64,
     pub maps: Vec<MapReport>,
-    pub problems: Vec<ProblemReport>,
+    pub problems: Vec<Problem>,
     pub shortages: Vec<ShortageReport>,
     pub evictions: EvictionReport,
     pub counters: Vec<CounterReport>,
@@ -273,7 +234,7 @@ pub struct WaitReport {
     pub reason: Option<String>,
     /// Objects that are invalid, endpoints that are not enforced.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub problems: Vec<ProblemReport>,
+    pub problems: Vec<Problem>,
 }
 
 /// What `weir dump` can show.
@@ -303,6 +264,25 @@ pub struct Dump {
 /// Answer of [`Query::Detach`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DetachReport {
-    pub interfaces: u64,
-    pub pins: u64,
+    /// Interfaces that were detached.
+    pub interfaces: Vec<String>,
+    /// Directories of pins that were removed.
+    pub removed: Vec<PathBuf>,
+    /// What is not Weir's and was left alone.
+    pub left: Vec<PathBuf>,
+}
+
+impl From<crate::datapath::Report> for DetachReport {
+    fn from(report: crate::datapath::Report) -> Self {
+        let crate::datapath::Report {
+            interfaces,
+            removed,
+            left,
+        } = report;
+        Self {
+            interfaces,
+            removed,
+            left,
+        }
+    }
 }

@@ -2,7 +2,9 @@
 //!
 //! | file | what |
 //! |---|---|
-//! | `manifests` | a directory of manifests: start, stop, refresh |
+//! | `manifests` | a directory of manifests
+
+pub mod manifests;
 
 use std::sync::Arc;
 

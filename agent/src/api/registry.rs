@@ -1,0 +1,102 @@
+//! Which kinds are understood, and by which parser.
+
+use k8s_openapi::api::{
+    core::v1::{Namespace, Node, Pod, ServiceAccount},
+    networking::v1::NetworkPolicy,
+};
+use serde_json::Value;
+
+use super::{
+    core, network_policy,
+    object::ObjectKind,
+    parse::{Context, Outcome},
+    schema::{Misfits, misfits},
+};
+use crate::policy::model::PolicyKind;
+
+/// One kind of object.
+pub(super) struct Kind {
+    pub(super) group: &'static str,
+    /// Versions whose objects the parser understands.
+    pub(super) versions: &'static [&'static str],
+    pub(super) kind: &'static str,
+    pub(super) object: ObjectKind,
+    pub(super) namespaced: bool,
+    /// Makes the object, given its identity.
+    pub(super) parse: fn(&mut Context<'_>) -> Outcome,
+    pub(super) schema: fn(&Value) -> Misfits,
+}
+
+static KINDS: &[Kind] = &[
+    Kind {
+        group: "",
+        versions: &["v1"],
+        kind: "Node",
+        object: ObjectKind::Node,
+        namespaced: false,
+        parse: core::node,
+        schema: misfits::<Node>,
+    },
+    Kind {
+        group: "",
+        versions: &["v1"],
+        kind: "Namespace",
+        object: ObjectKind::Namespace,
+        namespaced: false,
+        parse: core::namespace,
+        schema: misfits::<Namespace>,
+    },
+    Kind {
+        group: "",
+        versions: &["v1"],
+        kind: "Pod",
+        object: ObjectKind::Pod,
+        namespaced: true,
+        parse: core::pod,
+        schema: misfits::<Pod>,
+    },
+    Kind {
+        group: "",
+        versions: &["v1"],
+        kind: "ServiceAccount",
+        object: ObjectKind::ServiceAccount,
+        namespaced: true,
+        parse: core::service_account,
+        schema: misfits::<ServiceAccount>,
+    },
+    Kind {
+        group: "networking.k8s.io",
+        versions: &["v1"],
+        kind: "NetworkPolicy",
+        object: ObjectKind::Policy(PolicyKind::KubernetesNetworkPolicy),
+        namespaced: true,
+        parse: network_policy::parse,
+        schema: misfits::<NetworkPolicy>,
+    },
+];
+
+/// Group and version of an apiVersion (`v1` is version v1 of the group without a name).
+pub(super) fn group_version(api_version: &str) -> (&str, &str) {
+    api_version.split_once('/').unwrap_or(("", api_version))
+}
+
+pub(super) fn find(group: &str, kind: &str) -> Option<&'static Kind> {
+    KINDS.iter().find(|known| known.group == group && known.kind == kind)
+}
+
+/// The kind that the author may have meant: the same word in another case or group.
+pub(super) fn similar(kind: &str) -> Option<&'static Kind> {
+    KINDS.iter().find(|known| known.kind.eq_ignore_ascii_case(kind))
+}
+
+impl Kind {
+    /// As in `networking.k8s.io/v1`.
+    pub(super) fn api_version(&self) -> String {
+        let version = self.versions.first().copied().unwrap_or_default();
+        if self.group.is_empty() {
+            version.to_owned()
+        } else {
+            format!("{}/{version}", self.group)
+        }
+    }
+}

@@ -1,0 +1,45 @@
+//! The load of a large cluster, the same that the peers were measured under: 10,000 remote pods and 1,000 policies.
+
+use serde_json::{Value, json};
+
+use crate::world;
+
+/// The node's own pods.
+pub const LOCAL_PODS: [&str; 10] = [
+    "client",
+    "server",
+    "cart",
+    "catalogue",
+    "checkout",
+    "currency",
+    "email",
+    "payment",
+    "search",
+    "shipping",
+];
+
+/// Policies for the node's pods in turns (none for the first, which is the client of the measurements). Each has two
+/// rules as real ones have them: some pods to some ports, and a network.
+pub fn policies(count: usize) -> Vec<Value> {
+    (0..count)
+        .zip(LOCAL_PODS.iter().skip(1).cycle())
+        .map(|(number, subject)| {
+            let port = 1_024 + number % 512;
+            let groups = [number, number + 1, number + 2].map(world::group);
+            let net = format!("172.{}.{}.0/24", 16 + number % 16, number % 256);
+            let rules = [
+                json!({
+                    "from": [{ "podSelector": { "matchExpressions": [
+                        { "key": "app", "operator": "In", "values": groups },
+                    ] } }],
+                    "ports": [{ "protocol": "TCP", "port": port }, { "protocol": "TCP", "port": "http" }],
+                }),
+                json!({
+                    "from": [{ "ipBlock": { "cidr": net } }],
+                    "ports": [{ "protocol": "TCP", "port": port }],
+                }),
+            ];
+            world::policy(&format!("load-{number:04}"), subject, &rules)
+        })
+        .collect()
+}

@@ -1,0 +1,68 @@
+//! `weir-bench`: what `cargo xtask bench` builds, optimised, and runs.
+//!
+//! Everything happens in network namespaces that a benchmark makes for itself, and that go with this process.
+
+use std::{path::PathBuf, process::ExitCode};
+
+use anyhow::Result;
+use clap::{Parser, ValueEnum as _};
+
+use self::arguments::Name;
+
+mod agent;
+mod arguments;
+mod connections;
+mod footprint;
+mod interrupt;
+mod latency;
+mod load;
+mod netns;
+mod node;
+mod priority;
+mod report;
+mod world;
+
+#[derive(Parser)]
+struct Arguments {
+    /// The `weir` binary to measure
+    #[arg(long)]
+    weir: PathBuf,
+
+    #[command(flatten)]
+    bench: arguments::Arguments,
+}
+
+fn main() -> ExitCode {
+    match run(&Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(Arguments { weir, bench }: &Arguments) -> Result<()> {
+    interrupt::catch()?;
+    let names = if bench.names.is_empty() {
+        Name::value_variants()
+    } else {
+        &bench.names
+    };
+    println!(
+        "kernel {}, {} CPUs, load {:.2}",
+        report::kernel(),
+        std::thread::available_parallelism()?,
+        report::load().unwrap_or(f64::NAN)
+    );
+    for name in names {
+        interrupt::check()?;
+        match name {
+            Name::Connections => connections::run(weir, bench.quick),
+            Name::Latency => latency::run(weir, bench.quick),
+            Name::Footprint => footprint::run(weir, bench.quick),
+            Name::Packets | Name::Compile => Ok(()),
+        }?;
+    }
+    Ok(())
+}

@@ -20,7 +20,7 @@ use std::{
     sync::Arc,
 };
 
-pub use self::output::{IndexOutput, LocalPod, LocalPodChange, NameChange, Owner};
+pub use self::output::{IndexOutput, LocalPod, LocalPodChange, NameChange};
 use self::{
     claims::Claims,
     nodes::node_key,
@@ -126,23 +126,7 @@ impl Index {
             .collect()
     }
 
-    /// Whose an address is: the newest claimant's, a node's before any pod's.
-    #[must_use]
-    pub fn owner(&self, address: IpAddr) -> Option<Owner> {
-        let key = self.claims.owner(address)?;
-        match &key.namespace {
-            None => Some(Owner::Node {
-                name: key.name.clone(),
-                local: key.name == self.node_name,
-            }),
-            Some(namespace) => {
-                let known = self.pods.get(&(namespace.clone(), key.name.clone()))?;
-                Some(Owner::Pod(known.pod.clone()))
-            }
-        }
-    }
-
-    /// The pod that has the address, if any does.
+    /// The pod that has the address, if any does: the newest of those that claim it.
     #[must_use]
     pub fn pod_by_address(&self, address: IpAddr) -> Option<&Arc<Pod>> {
         let key = self.claims.owner(address)?;
@@ -150,21 +134,21 @@ impl Index {
         self.pods.get(&scoped).map(|known| &known.pod)
     }
 
-    fn owners<'a>(&self, addresses: impl Iterator<Item = &'a IpAddr>) -> Vec<(IpAddr, Option<Owner>)> {
+    fn owners<'a>(&self, addresses: impl Iterator<Item = &'a IpAddr>) -> Vec<(IpAddr, Option<Arc<Pod>>)> {
         let mut addresses: Vec<IpAddr> = addresses.copied().collect();
         addresses.sort_unstable();
         addresses.dedup();
-        addresses
-            .into_iter()
-            .map(|address| (address, self.owner(address)))
+        let owned = addresses.into_iter();
+        owned
+            .map(|address| (address, self.pod_by_address(address).cloned()))
             .collect()
     }
 
-    fn tell_owners(&self, before: Vec<(IpAddr, Option<Owner>)>, out: &mut IndexOutput) {
+    fn tell_owners(&self, before: Vec<(IpAddr, Option<Arc<Pod>>)>, out: &mut IndexOutput) {
         for (address, before) in before {
-            let owner = self.owner(address);
-            if before != owner {
-                out.names.push(NameChange { address, owner });
+            let pod = self.pod_by_address(address).cloned();
+            if before != pod {
+                out.names.push(NameChange { address, pod });
             }
         }
     }

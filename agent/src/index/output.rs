@@ -49,21 +49,10 @@ pub struct LocalPod {
     pub allowed_sources: Vec<IpNet>,
 }
 
-/// Another one has an address now, or the one that has it looks different.
+/// Another pod has an address now, or the one that has it looks different.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NameChange {
     pub address: IpAddr,
-    /// None: nobody known.
-    pub owner: Option<Owner>,
-}
-
-/// Whose an address is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Owner {
-    Pod(Arc<Pod>),
-    Node {
-        name: Arc<str>,
-        /// The node this agent runs on.
-        local: bool,
-    },
+    /// Of several that claim it, the newest. None: no pod has it (a node that claims it comes before all pods).
+    pub pod: Option<Arc<Pod>>,
 }

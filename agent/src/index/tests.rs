@@ -1,13 +1,13 @@
 //! What each event changes.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use super::{Index, IndexOutput, Owner};
+use super::{Index, IndexOutput};
 use crate::{
-    api::{Object, Outcome, Parser},
+    api::{Object, Outcome, Parser, Pod},
     policy::{
         change::{Change, Peer, PeerKey},
         selector::{EntityKind, Labels},
@@ -41,7 +41,7 @@ struct World {
     peers: BTreeMap<PeerKey, Peer>,
     namespaces: BTreeMap<String, Labels>,
     locals: BTreeMap<String, Vec<IpAddr>>,
-    names: BTreeMap<IpAddr, Owner>,
+    names: BTreeMap<IpAddr, Arc<Pod>>,
 }
 
 impl World {
@@ -94,8 +94,8 @@ impl World {
             };
         }
         for change in &out.names {
-            match &change.owner {
-                Some(owner) => self.names.insert(change.address, owner.clone()),
+            match &change.pod {
+                Some(pod) => self.names.insert(change.address, pod.clone()),
                 None => self.names.remove(&change.address),
             };
         }
@@ -111,10 +111,8 @@ impl World {
     }
 
     fn name(&self, address: &str) -> Option<String> {
-        Some(match self.names.get(&address.parse().unwrap())? {
-            Owner::Pod(pod) => format!("{}/{}", pod.namespace, pod.name),
-            Owner::Node { name, .. } => name.to_string(),
-        })
+        let pod = self.names.get(&address.parse().unwrap())?;
+        Some(format!("{}/{}", pod.namespace, pod.name))
     }
 }
 
@@ -207,7 +205,7 @@ fn nodes_are_peers_and_keep_their_addresses() {
     ));
     assert_eq!(
         (world.winner("192.168.0.3"), world.name("192.168.0.3")),
-        (Some("there".into()), Some("there".into()))
+        (Some("there".into()), None)
     );
     world.delete(&node("there", "192.168.0.3"));
     assert_eq!(world.name("192.168.0.3"), Some("ns/thief".into()));
@@ -222,8 +220,6 @@ fn nodes_are_peers_and_keep_their_addresses() {
             .len(),
         1
     );
-    assert!(world.names.contains_key(&"192.168.0.1".parse().unwrap()));
-    assert!(!world.names.contains_key(&"192.168.0.2".parse().unwrap()));
 }
 
 #[test]

@@ -3,3 +3,5 @@
 
 pub mod binary;
 pub mod lab;
+pub mod packet;
+pub mod testrun;

@@ -119,7 +119,11 @@ impl Ip {
             header[0] = next;
             next = *number;
         }
-        let body: Vec<u8> = chain.into_iter().flat_map(|(_, header)| header).chain(payload.iter().copied()).collect();
+        let body: Vec<u8> = chain
+            .into_iter()
+            .flat_map(|(_, header)| header)
+            .chain(payload.iter().copied())
+            .collect();
         let mut packet = vec![0x60, 0, 0, 0];
         packet.extend((body.len() as u16).to_be_bytes());
         packet.extend([next, self.hops]);
@@ -194,7 +198,10 @@ fn ports(source: u16, destination: u16) -> Vec<u8> {
 
 /// RFC 1071.
 fn checksum(header: &[u8]) -> u16 {
-    let mut sum: u32 = header.chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum();
+    let mut sum: u32 = header
+        .chunks(2)
+        .map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]])))
+        .sum();
     while sum > 0xffff {
         sum = (sum & 0xffff) + (sum >> 16);
     }

@@ -76,7 +76,7 @@ impl Hook {
     };
 
     /// `struct __sk_buff` (include/uapi/linux/bpf.h) with the fields that a test run may set.
-    fn context(self) -> Vec<u8> {
+    pub(crate) fn context(self) -> Vec<u8> {
         let mut context = vec![0; 184];
         for (offset, value) in [
             (36, self.ingress_ifindex),
@@ -250,7 +250,9 @@ impl Programs {
     /// # Errors
     /// The map cannot be written.
     pub fn set_endpoint(&mut self, entry: &EndpointEntry) -> Result<()> {
-        Ok(self.hash::<u32, EndpointEntry>(map::ENDPOINTS)?.insert(entry.ifindex, entry, 0)?)
+        Ok(self
+            .hash::<u32, EndpointEntry>(map::ENDPOINTS)?
+            .insert(entry.ifindex, entry, 0)?)
     }
 
     /// # Errors
@@ -262,12 +264,26 @@ impl Programs {
     /// # Errors
     /// The map cannot be written.
     pub fn set_address(&mut self, address: IpAddr, identity: u32) -> Result<()> {
-        let address = Addr::from(address);
-        let entry = AddressEntry {
-            identity,
-            tag: address.0[3],
-        };
-        Ok(self.hash::<Addr, AddressEntry>(map::ADDRESSES)?.insert(address, entry, 0)?)
+        self.set_tagged_address(address, identity, Addr::from(address).0[3])
+    }
+
+    /// As [`Self::set_address`], with a tag that need not be the address's own.
+    ///
+    /// # Errors
+    /// The map cannot be written.
+    pub fn set_tagged_address(&mut self, address: IpAddr, identity: u32, tag: u32) -> Result<()> {
+        let entry = AddressEntry { identity, tag };
+        Ok(self
+            .hash::<Addr, AddressEntry>(map::ADDRESSES)?
+            .insert(Addr::from(address), entry, 0)?)
+    }
+
+    /// # Errors
+    /// The map cannot be written, or has no such address.
+    pub fn remove_address(&mut self, address: IpAddr) -> Result<()> {
+        Ok(self
+            .hash::<Addr, AddressEntry>(map::ADDRESSES)?
+            .remove(&Addr::from(address))?)
     }
 
     /// `length` counts from the family's own first bit.
@@ -275,7 +291,11 @@ impl Programs {
     /// # Errors
     /// The map cannot be written.
     pub fn set_cidr(&mut self, address: IpAddr, length: u32, identity: u32) -> Result<()> {
-        let length = if address.is_ipv4() { Addr::V4_PREFIX + length } else { length };
+        let length = if address.is_ipv4() {
+            Addr::V4_PREFIX + length
+        } else {
+            length
+        };
         let entry = AddressEntry { identity, tag: 0 };
         let mut cidrs: LpmTrie<_, Addr, AddressEntry> = LpmTrie::try_from(self.map_mut(map::CIDRS)?)?;
         Ok(cidrs.insert(&Key::new(length, address.into()), entry, 0)?)
@@ -302,7 +322,9 @@ impl Programs {
     /// # Errors
     /// The map cannot be written.
     pub fn set_decision(&mut self, key: DecisionKey, decision: Decision) -> Result<()> {
-        Ok(self.hash::<DecisionKey, Decision>(map::DECISIONS)?.insert(key, decision, 0)?)
+        Ok(self
+            .hash::<DecisionKey, Decision>(map::DECISIONS)?
+            .insert(key, decision, 0)?)
     }
 
     /// # Errors
@@ -443,15 +465,21 @@ impl Programs {
     }
 
     fn map(&self, name: &str) -> Result<&aya::maps::Map> {
-        self.ebpf.map(name).ok_or_else(|| anyhow!("the object has no map {name}"))
+        self.ebpf
+            .map(name)
+            .ok_or_else(|| anyhow!("the object has no map {name}"))
     }
 
     fn map_mut(&mut self, name: &str) -> Result<&mut aya::maps::Map> {
-        self.ebpf.map_mut(name).ok_or_else(|| anyhow!("the object has no map {name}"))
+        self.ebpf
+            .map_mut(name)
+            .ok_or_else(|| anyhow!("the object has no map {name}"))
     }
 }
 
 fn program<'e>(ebpf: &'e mut Ebpf, name: &str) -> Result<&'e mut SchedClassifier> {
-    let program = ebpf.program_mut(name).ok_or_else(|| anyhow!("the object has no program {name}"))?;
+    let program = ebpf
+        .program_mut(name)
+        .ok_or_else(|| anyhow!("the object has no program {name}"))?;
     Ok(program.try_into()?)
 }

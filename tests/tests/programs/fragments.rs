@@ -22,14 +22,39 @@ fn later_fragments_follow_the_first() {
     for family in FAMILIES {
         let data = udp_datagram(1000, 53, &[7; 2000]);
         world.from_pod("first", &piece(family, UDP, 1, 0, true, &data[..1448]), Reason::Allowed);
-        world.from_pod("second", &piece(family, UDP, 1, 1448, true, &data[1448..1456]), Reason::Established);
-        world.from_pod("last", &piece(family, UDP, 1, 1456, false, &data[1456..]), Reason::Established);
-        let flow = world.unconfirmed(&key(UDP, (family.pod, 1000), (family.peer, 53))).expect("the flow");
+        world.from_pod(
+            "second",
+            &piece(family, UDP, 1, 1448, true, &data[1448..1456]),
+            Reason::Established,
+        );
+        world.from_pod(
+            "last",
+            &piece(family, UDP, 1, 1456, false, &data[1456..]),
+            Reason::Established,
+        );
+        let flow = world
+            .unconfirmed(&key(UDP, (family.pod, 1000), (family.peer, 53)))
+            .expect("the flow");
         assert_eq!(flow.sides[0].packets, 3);
-        world.from_pod("of another", &piece(family, UDP, 2, 1448, false, &data[1448..]), Reason::FragmentOrphan);
-        world.from_pod("the same protocol only", &piece(family, TCP, 1, 1448, false, &[0; 64]), Reason::FragmentOrphan);
+        world.from_pod(
+            "of another",
+            &piece(family, UDP, 2, 1448, false, &data[1448..]),
+            Reason::FragmentOrphan,
+        );
+        world.from_pod(
+            "the same protocol only",
+            &piece(family, TCP, 1, 1448, false, &[0; 64]),
+            Reason::FragmentOrphan,
+        );
     }
-    assert_eq!(world.programs().connections(map::UNCONFIRMED).expect("connections").len(), 2);
+    assert_eq!(
+        world
+            .programs()
+            .connections(map::UNCONFIRMED)
+            .expect("connections")
+            .len(),
+        2
+    );
 }
 
 #[test]
@@ -82,13 +107,25 @@ fn a_first_fragment_must_hold_the_transport_header() {
         // Twenty bytes of TCP are there, but not the options that the header says it has.
         let mut options = tcp_segment(1, 80, SYN);
         options[12] = 15 << 4;
-        world.from_pod("options", &piece(family, TCP, 1, 0, true, &options), Reason::FragmentTiny);
-        world.from_pod("nothing was remembered", &piece(family, TCP, 1, 64, false, &[0; 8]), Reason::FragmentOrphan);
+        world.from_pod(
+            "options",
+            &piece(family, TCP, 1, 0, true, &options),
+            Reason::FragmentTiny,
+        );
+        world.from_pod(
+            "nothing was remembered",
+            &piece(family, TCP, 1, 64, false, &[0; 8]),
+            Reason::FragmentOrphan,
+        );
     }
     // The chain of extension headers must be in the first fragment, too (RFC 7112).
     let mut header = Ip::new(V6.pod, V6.peer, 60);
     header.fragment = Some((9, 0, true));
-    world.from_pod("chain", &header.frame(&[TCP, 3, 0, 0, 0, 0, 0, 0]), Reason::FragmentTiny);
+    world.from_pod(
+        "chain",
+        &header.frame(&[TCP, 3, 0, 0, 0, 0, 0, 0]),
+        Reason::FragmentTiny,
+    );
 }
 
 #[test]
@@ -96,16 +133,32 @@ fn no_fragment_may_rewrite_the_transport_header() {
     let mut world = World::new(allow_all(), deny_all());
     for family in FAMILIES {
         // RFC 1858, RFC 3128: known or not, a TCP fragment at offset 8 can only mean this.
-        world.from_pod("RFC 3128", &piece(family, TCP, 1, 8, false, &[0; 32]), Reason::FragmentOverlap);
+        world.from_pod(
+            "RFC 3128",
+            &piece(family, TCP, 1, 8, false, &[0; 32]),
+            Reason::FragmentOverlap,
+        );
         let mut syn = tcp_segment(1, 80, SYN);
         syn[12] = 6 << 4;
         world.from_pod("first", &piece(family, TCP, 1, 0, true, &syn), Reason::Allowed);
         for offset in [8, 16] {
-            world.from_pod("overlap", &piece(family, TCP, 1, offset, true, &[0; 8]), Reason::FragmentOverlap);
+            world.from_pod(
+                "overlap",
+                &piece(family, TCP, 1, offset, true, &[0; 8]),
+                Reason::FragmentOverlap,
+            );
         }
-        world.from_pod("behind", &piece(family, TCP, 1, 24, false, &[0; 8]), Reason::Established);
+        world.from_pod(
+            "behind",
+            &piece(family, TCP, 1, 24, false, &[0; 8]),
+            Reason::Established,
+        );
 
-        world.from_pod("UDP", &piece(family, UDP, 2, 0, true, &udp_datagram(1, 53, &[0; 8])), Reason::Allowed);
+        world.from_pod(
+            "UDP",
+            &piece(family, UDP, 2, 0, true, &udp_datagram(1, 53, &[0; 8])),
+            Reason::Allowed,
+        );
         world.from_pod("behind", &piece(family, UDP, 2, 8, false, &[0; 8]), Reason::Established);
     }
 }
@@ -131,7 +184,10 @@ fn fragment_entries_expire() {
     let last = piece(V4, UDP, 1, 16, false, &[0; 8]);
     world.from_pod("first", &first, Reason::Allowed);
     world.from_pod("last", &last, Reason::Established);
-    world.programs().change_fragments(|entry| entry.expires = 1).expect("expiry");
+    world
+        .programs()
+        .change_fragments(|entry| entry.expires = 1)
+        .expect("expiry");
     world.from_pod("too late", &last, Reason::FragmentOrphan);
     world.from_pod("the identification is used again", &other, Reason::Allowed);
     world.from_pod("last", &last, Reason::Established);
@@ -165,7 +221,11 @@ fn the_transport_protocol_may_stand_behind_more_extension_headers() {
 fn fragments_of_a_denied_flow_are_denied() {
     let mut world = World::new(deny_all(), allow_all());
     for family in FAMILIES {
-        world.from_pod("first", &piece(family, UDP, 1, 0, true, &udp_datagram(1, 53, &[0; 8])), Reason::PolicyDenied);
+        world.from_pod(
+            "first",
+            &piece(family, UDP, 1, 0, true, &udp_datagram(1, 53, &[0; 8])),
+            Reason::PolicyDenied,
+        );
         world.from_pod("last", &piece(family, UDP, 1, 16, false, &[0; 8]), Reason::PolicyDenied);
     }
 }

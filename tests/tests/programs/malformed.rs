@@ -16,7 +16,11 @@ fn cut_everywhere(world: &mut World, family: Family, whole: &[u8], payload: usiz
 
         let rest = length - ETHERNET - header;
         let mut honest = cut.to_vec();
-        let (field, value) = if family.pod.is_ipv4() { (16, header + rest) } else { (18, rest) };
+        let (field, value) = if family.pod.is_ipv4() {
+            (16, header + rest)
+        } else {
+            (18, rest)
+        };
         honest[field..field + 2].copy_from_slice(&(value as u16).to_be_bytes());
         // Without its payload the transport header is still whole.
         if length < whole.len() - payload {
@@ -81,7 +85,11 @@ fn length_and_version_fields_that_contradict_each_other() {
         ("total length within the IP header", changed(3, 19), Reason::Truncated),
         ("total length of 0", changed(3, 0), Reason::Truncated),
         ("TCP header of 16 bytes", changed(32, 4 << 4), Reason::BadHeader),
-        ("TCP header longer than the packet", changed(32, 15 << 4), Reason::Truncated),
+        (
+            "TCP header longer than the packet",
+            changed(32, 15 << 4),
+            Reason::Truncated,
+        ),
     ] {
         world.from_pod(name, &packet, reason);
     }
@@ -101,7 +109,11 @@ fn length_and_version_fields_that_contradict_each_other() {
         ("payload that ends in the TCP header", changed(5, 19), Reason::Truncated),
         ("payload of 0 bytes", changed(5, 0), Reason::Truncated),
         ("TCP header of 16 bytes", changed(52, 4 << 4), Reason::BadHeader),
-        ("TCP header longer than the packet", changed(52, 15 << 4), Reason::Truncated),
+        (
+            "TCP header longer than the packet",
+            changed(52, 15 << 4),
+            Reason::Truncated,
+        ),
     ] {
         world.from_pod(name, &packet, reason);
     }

@@ -17,7 +17,10 @@ fn every_protocol_opens_a_flow_of_its_own() {
             ("TCP", tcp(pod, peer, (1000, 80), SYN)),
             ("UDP", udp(pod, peer, (1000, 80))),
             ("SCTP", sctp(pod, peer, (1000, 80), 1)),
-            ("ICMP", icmp(pod, peer, if peer.is_ipv4() { 8 } else { 128 }, 0, 77, b"")),
+            (
+                "ICMP",
+                icmp(pod, peer, if peer.is_ipv4() { 8 } else { 128 }, 0, 77, b""),
+            ),
             ("GRE", ip(pod, peer, 47, b"whatever")),
             ("ESP", ip(pod, peer, 50, b"whatever")),
             ("no next header", ip(pod, peer, 59, b"")),
@@ -56,14 +59,31 @@ fn ipv4_options_are_stepped_over() {
 fn ipv6_extension_headers_are_stepped_over_up_to_eight() {
     let mut world = World::new(allow_all(), deny_all());
     let mut header = Ip::new(V6.pod, V6.peer, TCP);
-    header.extensions = vec![(0, 8), (60, 16), (43, 24), (51, 16), (135, 8), (139, 40), (140, 8), (60, 2048)];
+    header.extensions = vec![
+        (0, 8),
+        (60, 16),
+        (43, 24),
+        (51, 16),
+        (135, 8),
+        (139, 40),
+        (140, 8),
+        (60, 2048),
+    ];
     world.from_pod("eight", &header.frame(&tcp_segment(1001, 80, SYN)), Reason::Allowed);
     assert!(world.unconfirmed(&key(TCP, (V6.pod, 1001), (V6.peer, 80))).is_some());
 
     header.extensions = vec![(60, 8); 9];
-    world.from_pod("nine", &header.frame(&tcp_segment(1002, 80, SYN)), Reason::TooManyHeaders);
+    world.from_pod(
+        "nine",
+        &header.frame(&tcp_segment(1002, 80, SYN)),
+        Reason::TooManyHeaders,
+    );
     header.extensions = vec![(60, 8), (0, 8)];
-    world.from_pod("hop-by-hop second", &header.frame(&tcp_segment(1003, 80, SYN)), Reason::BadHeader);
+    world.from_pod(
+        "hop-by-hop second",
+        &header.frame(&tcp_segment(1003, 80, SYN)),
+        Reason::BadHeader,
+    );
 
     // Fragment header of a packet that is none (RFC 6946).
     header.extensions = vec![];
@@ -91,25 +111,77 @@ fn what_a_link_needs_passes_even_where_everything_is_closed() {
         world.set_flags(flags);
         world.from_pod("ARP", &ethernet(0x0806, &[0; 28]), Reason::LinkLocalControl);
         world.to_pod("ARP", &ethernet(0x0806, &[0; 28]), Reason::LinkLocalControl);
-        world.from_pod("DAD", &message(unspecified, all_nodes, 255, 135, 16), Reason::LinkLocalControl);
-        world.from_pod("NS", &message(V6.pod, link_local, 255, 135, 24), Reason::LinkLocalControl);
+        world.from_pod(
+            "DAD",
+            &message(unspecified, all_nodes, 255, 135, 16),
+            Reason::LinkLocalControl,
+        );
+        world.from_pod(
+            "NS",
+            &message(V6.pod, link_local, 255, 135, 24),
+            Reason::LinkLocalControl,
+        );
         world.from_pod("NA", &message(V6.pod, V6.node, 255, 136, 24), Reason::LinkLocalControl);
-        world.to_pod("NS", &message(link_local, V6.pod, 255, 135, 24), Reason::LinkLocalControl);
-        world.to_pod("RA", &message(link_local, all_nodes, 255, 134, 56), Reason::LinkLocalControl);
-        world.from_pod("RS", &message(link_local, all_nodes, 255, 133, 8), Reason::LinkLocalControl);
+        world.to_pod(
+            "NS",
+            &message(link_local, V6.pod, 255, 135, 24),
+            Reason::LinkLocalControl,
+        );
+        world.to_pod(
+            "RA",
+            &message(link_local, all_nodes, 255, 134, 56),
+            Reason::LinkLocalControl,
+        );
+        world.from_pod(
+            "RS",
+            &message(link_local, all_nodes, 255, 133, 8),
+            Reason::LinkLocalControl,
+        );
         for kind in [131, 132, 143] {
-            world.from_pod("MLD", &message(link_local, all_nodes, 1, kind, 16), Reason::LinkLocalControl);
+            world.from_pod(
+                "MLD",
+                &message(link_local, all_nodes, 1, kind, 16),
+                Reason::LinkLocalControl,
+            );
         }
-        world.to_pod("MLD query", &message(link_local, all_nodes, 1, 130, 20), Reason::LinkLocalControl);
+        world.to_pod(
+            "MLD query",
+            &message(link_local, all_nodes, 1, 130, 20),
+            Reason::LinkLocalControl,
+        );
     }
     // What has crossed a router, or could, is judged as any ICMPv6.
     world.set_flags(ISOLATED);
-    world.to_pod("routed NS", &message(V6.peer, V6.pod, 254, 135, 24), Reason::PolicyDenied);
-    world.from_pod("routed MLD", &message(link_local, all_nodes, 2, 143, 16), Reason::PolicyDenied);
-    world.from_pod("MLD unicast", &message(V6.pod, V6.peer, 1, 143, 16), Reason::PolicyDenied);
-    world.from_pod("RA of a pod", &message(link_local, all_nodes, 255, 134, 56), Reason::PolicyDenied);
-    world.from_pod("RS beyond the link", &message(V6.pod, V6.peer, 255, 133, 8), Reason::PolicyDenied);
-    world.from_pod("NS with a load", &message(V6.pod, V6.peer, 255, 135, 1000), Reason::PolicyDenied);
+    world.to_pod(
+        "routed NS",
+        &message(V6.peer, V6.pod, 254, 135, 24),
+        Reason::PolicyDenied,
+    );
+    world.from_pod(
+        "routed MLD",
+        &message(link_local, all_nodes, 2, 143, 16),
+        Reason::PolicyDenied,
+    );
+    world.from_pod(
+        "MLD unicast",
+        &message(V6.pod, V6.peer, 1, 143, 16),
+        Reason::PolicyDenied,
+    );
+    world.from_pod(
+        "RA of a pod",
+        &message(link_local, all_nodes, 255, 134, 56),
+        Reason::PolicyDenied,
+    );
+    world.from_pod(
+        "RS beyond the link",
+        &message(V6.pod, V6.peer, 255, 133, 8),
+        Reason::PolicyDenied,
+    );
+    world.from_pod(
+        "NS with a load",
+        &message(V6.pod, V6.peer, 255, 135, 1000),
+        Reason::PolicyDenied,
+    );
 }
 
 #[test]
@@ -125,7 +197,12 @@ fn a_closed_endpoint_passes_nothing_else() {
     world.set_flags(EndpointEntry::INGRESS_CLOSED);
     world.to_pod("ingress closed", &answer, Reason::EndpointClosed);
     world.to_pod("malformed", &ethernet(0x0800, &[0x05; 20]), Reason::EndpointClosed);
-    world.expect("from the node", Hook::FROM_NODE, &tcp(V4.node, V4.pod, (9, 80), SYN), Reason::EndpointClosed);
+    world.expect(
+        "from the node",
+        Hook::FROM_NODE,
+        &tcp(V4.node, V4.pod, (9, 80), SYN),
+        Reason::EndpointClosed,
+    );
 }
 
 #[test]
@@ -180,7 +257,11 @@ fn packets_without_link_layer_begin_with_their_network_header() {
     for (source, family) in [(v4, V4), (v6, V6)] {
         let packet = Ip::new(source, family.peer, UDP).packet(&udp_datagram(1000, 53, b"question"));
         world.from_pod("datagram", &packet, Reason::Allowed);
-        assert!(world.unconfirmed(&key(UDP, (source, 1000), (family.peer, 53))).is_some());
+        assert!(
+            world
+                .unconfirmed(&key(UDP, (source, 1000), (family.peer, 53)))
+                .is_some()
+        );
     }
 }
 
@@ -222,7 +303,15 @@ fn merged_packets_beyond_64_kib_have_no_length_field() {
 fn tcp_flags_that_no_connection_sends() {
     let mut world = World::new(allow_all(), allow_all());
     for family in FAMILIES {
-        for flags in [0, SYN | FIN, SYN | RST, SYN | FIN | RST | ACK, 0xc0, 0x40, SYN | FIN | 0x80] {
+        for flags in [
+            0,
+            SYN | FIN,
+            SYN | RST,
+            SYN | FIN | RST | ACK,
+            0xc0,
+            0x40,
+            SYN | FIN | 0x80,
+        ] {
             let packet = tcp(family.pod, family.peer, (1000, 80), flags);
             world.set_flags(ISOLATED);
             world.from_pod("isolated", &packet, Reason::BadTcpFlags);

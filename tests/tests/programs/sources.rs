@@ -18,10 +18,22 @@ fn foreign_sources_are_dropped_with_and_without_policy() {
         world.set_flags(flags);
         for family in FAMILIES {
             let foreign = family.outside;
-            world.from_pod("foreign", &tcp(foreign, family.peer, (1, 80), SYN), Reason::SpoofedSource);
-            world.from_pod("the peer's", &tcp(family.peer, family.peer, (1, 80), SYN), Reason::SpoofedSource);
+            world.from_pod(
+                "foreign",
+                &tcp(foreign, family.peer, (1, 80), SYN),
+                Reason::SpoofedSource,
+            );
+            world.from_pod(
+                "the peer's",
+                &tcp(family.peer, family.peer, (1, 80), SYN),
+                Reason::SpoofedSource,
+            );
         }
-        world.from_pod("none", &udp(address("0.0.0.0"), V4.peer, (68, 67)), Reason::SpoofedSource);
+        world.from_pod(
+            "none",
+            &udp(address("0.0.0.0"), V4.peer, (68, 67)),
+            Reason::SpoofedSource,
+        );
         world.from_pod("none", &udp(address("::"), V6.peer, (1, 2)), Reason::SpoofedSource);
     }
     // What the pod receives may come from anywhere.
@@ -35,7 +47,11 @@ fn an_endpoint_without_an_address_of_a_family_sends_nothing_of_it() {
     world.endpoint.addr6 = Addr::UNSPECIFIED;
     world.store();
     for family in FAMILIES {
-        world.from_pod("no address", &tcp(family.pod, family.peer, (1, 80), SYN), Reason::SpoofedSource);
+        world.from_pod(
+            "no address",
+            &tcp(family.pod, family.peer, (1, 80), SYN),
+            Reason::SpoofedSource,
+        );
     }
     world.from_pod("none", &udp(address("::"), V6.peer, (1, 2)), Reason::SpoofedSource);
 }
@@ -45,9 +61,17 @@ fn link_local_sources_talk_on_the_link_only() {
     let mut world = World::new(allow_all(), allow_all());
     let own = address("fe80::42");
     world.from_pod("neighbour", &udp(own, address("fe80::1"), (1, 2)), Reason::Allowed);
-    world.from_pod("multicast", &udp(own, address("ff02::fb"), (5353, 5353)), Reason::Allowed);
+    world.from_pod(
+        "multicast",
+        &udp(own, address("ff02::fb"), (5353, 5353)),
+        Reason::Allowed,
+    );
     world.from_pod("beyond", &udp(own, V6.peer, (1, 2)), Reason::SpoofedSource);
-    world.from_pod("almost link-local", &udp(address("fec0::42"), address("fe80::1"), (1, 2)), Reason::SpoofedSource);
+    world.from_pod(
+        "almost link-local",
+        &udp(address("fec0::42"), address("fe80::1"), (1, 2)),
+        Reason::SpoofedSource,
+    );
 }
 
 #[test]
@@ -59,7 +83,10 @@ fn more_sources_may_be_allowed() {
         endpoint: ENDPOINT,
         addr: address("192.0.2.0").into(),
     };
-    world.programs().set_source(key, SOURCE_KEY_PREFIX + Addr::V4_PREFIX + 24).expect("a source");
+    world
+        .programs()
+        .set_source(key, SOURCE_KEY_PREFIX + Addr::V4_PREFIX + 24)
+        .expect("a source");
     world.from_pod("not looked up", &packet, Reason::SpoofedSource);
     world.set_flags(ISOLATED | EndpointEntry::MORE_SOURCES);
     world.from_pod("within", &packet, Reason::Allowed);

@@ -132,8 +132,12 @@ impl World {
             programs.set_address(family.peer, PEER).expect("the peer");
             programs.set_address(family.node, NODE).expect("the node");
         }
-        programs.set_cidr("0.0.0.0".parse().expect("an address"), 0, WORLD).expect("IPv4");
-        programs.set_cidr("::".parse().expect("an address"), 0, WORLD).expect("IPv6");
+        programs
+            .set_cidr("0.0.0.0".parse().expect("an address"), 0, WORLD)
+            .expect("IPv4");
+        programs
+            .set_cidr("::".parse().expect("an address"), 0, WORLD)
+            .expect("IPv6");
         let mut world = Self {
             counters: programs.counters().expect("the counters"),
             tallies: all_tallies(&mut programs),
@@ -180,7 +184,11 @@ impl World {
     /// Hands over a packet and compares its fate, and all counters.
     #[track_caller]
     pub fn expect(&mut self, name: &str, hook: Hook, packet: &[u8], reason: Reason) {
-        let link = if self.endpoint.flags & EndpointEntry::LAYER3 == 0 { ETHERNET } else { 0 };
+        let link = if self.endpoint.flags & EndpointEntry::LAYER3 == 0 {
+            ETHERNET
+        } else {
+            0
+        };
         self.expect_bytes(name, hook, packet, reason, packet.len() - link);
     }
 
@@ -224,7 +232,10 @@ impl World {
 
     fn entry(&mut self, name: &str, key: &CtKey) -> Option<CtEntry> {
         let entries = self.programs().connections(name).expect("the connections");
-        entries.into_iter().find(|(found, _)| found == key).map(|(_, entry)| entry)
+        entries
+            .into_iter()
+            .find(|(found, _)| found == key)
+            .map(|(_, entry)| entry)
     }
 
     /// A table with one row for one class; the rest of the classes get `default`.

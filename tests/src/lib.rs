@@ -2,4 +2,5 @@
 //! runner of conformance cases.
 
 pub mod binary;
+pub mod conformance;
 pub mod lab;

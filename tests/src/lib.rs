@@ -3,4 +3,7 @@
 
 pub mod binary;
 pub mod conformance;
+pub mod connection;
 pub mod lab;
+pub mod traffic;
+pub mod world;

@@ -65,11 +65,11 @@ fn run(attach: Attach, nodes: usize, family: Family, share: usize) -> Result<()>
                 panic!("{setting}: {}: {error:?}\n{}", case.name, runner.logs());
             }
         }
-        logs += &runner.logs();
+        let log = runner.logs();
         let (done, wrong) = runner.finish();
         tally.add(done);
-        if wrong.is_empty() {
-            logs.clear();
+        if !wrong.is_empty() {
+            logs += &log;
         }
         failures.extend(wrong);
     }

@@ -172,18 +172,16 @@ impl Runner {
     pub fn play(&mut self, case: &Case) -> Result<()> {
         let mut cluster = self.initial.clone();
         for (number, step) in case.steps.iter().enumerate() {
-            self.step(&mut cluster, step)
-                .and_then(|complaints| {
-                    if !complaints.is_empty() {
-                        self.failures.push(Failure {
-                            case: case.name.clone(),
-                            step: number + 1,
-                            complaints,
-                        });
-                    }
-                    Ok(())
-                })
+            let complaints = self
+                .step(&mut cluster, step)
                 .with_context(|| format!("{} step {}", case.name, number + 1))?;
+            if !complaints.is_empty() {
+                self.failures.push(Failure {
+                    case: case.name.clone(),
+                    step: number + 1,
+                    complaints,
+                });
+            }
         }
         self.tally.cases += 1;
         // The next case finds the cluster as it was made.

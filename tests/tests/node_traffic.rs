@@ -10,7 +10,8 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use weir_tests::{
     lab::{
-        Families, Family, Layout, NetNs, agent::AgentOptions, agent::Attach, ip::Batch, probe::Verdict, probe::packet,
+        Families, Family, Layout, NetNs, agent::AgentOptions, agent::Attach, ip::Batch, probe::Protocol,
+        probe::Verdict, probe::packet,
     },
     world::{Plan, World},
 };

@@ -7,22 +7,29 @@
 //! | `protocol`, `server`, `client` | how verbs speak with the agent |
 //! | `health` | readiness and liveness over HTTP |
 //! | `logging` | what the agent logs, and how |
+//! | `offline` | manifests without an agent |
 //! | `output` | tables, colours, JSON |
 //! | `error` | how a verb can fail, and its exit code |
 
 pub mod agent;
 pub mod args;
+pub mod check;
 pub mod client;
+pub mod detach;
 pub mod dump;
 pub mod error;
 pub mod explain;
 pub mod flows;
 pub mod health;
 pub mod logging;
+pub mod offline;
 pub mod output;
 pub mod protocol;
 pub mod server;
 pub mod status;
+
+#[cfg(test)]
+mod tests;
 
 use std::{ffi::OsString, io::Write, process::ExitCode};
 
@@ -48,8 +55,12 @@ pub enum Verb {
     Flows(flows::Flows),
     /// Say what policy makes of a flow, and which rules decide
     Explain(explain::Explain),
+    /// Check manifests for mistakes, without an agent
+    Check(check::Check),
     /// Show what the kernel enforces
     Dump(dump::Dump),
+    /// Stop enforcing: detach from every interface and remove everything pinned
+    Detach(detach::Detach),
 }
 
 /// Parses the command line and does what it says. The exit code: 0 done, 1 not done, 2 misused, 3 no agent.
@@ -67,7 +78,9 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Verb::Status(verb) => verb.run(),
         Verb::Flows(verb) => verb.run(),
         Verb::Explain(verb) => verb.run(),
+        Verb::Check(verb) => verb.run(),
         Verb::Dump(verb) => verb.run(),
+        Verb::Detach(verb) => verb.run(),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

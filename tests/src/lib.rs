@@ -5,5 +5,8 @@ pub mod binary;
 pub mod conformance;
 pub mod connection;
 pub mod lab;
+pub mod nanoseconds;
+pub mod packet;
+pub mod testrun;
 pub mod traffic;
 pub mod world;

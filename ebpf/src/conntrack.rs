@@ -10,7 +10,7 @@ use weir_common::{
     conntrack::{CtEntry, CtKey, State},
     counters::Tally,
     endpoint::EndpointEntry,
-    policy::{IPPROTO_ICMP, IPPROTO_ICMPV6},
+    policy::{IPPROTO_ICMP, IPPROTO_ICMPV6, IPPROTO_TCP},
     reason::Reason,
 };
 
@@ -30,6 +30,9 @@ static CONNECTIONS: LruHashMap<CtKey, CtEntry> = LruHashMap::with_max_entries(26
 
 #[map]
 static UNCONFIRMED: LruHashMap<CtKey, CtEntry> = LruHashMap::with_max_entries(65536, 0);
+
+/// No entry expires sooner: it spares most packets the question which state their flow is in.
+const SHORTEST_LIFETIME: u64 = CtEntry::lifetime(IPPROTO_TCP, State::Closed);
 
 const EEXIST: i32 = -17;
 
@@ -167,7 +170,7 @@ fn current(entry: &CtEntry, endpoint: &Endpoint) -> Option<Reason> {
 #[inline(always)]
 fn continues(entry: &CtEntry, flow: &Flow) -> bool {
     let protocol = flow.key.protocol();
-    if entry.expired(protocol, flow.now) {
+    if flow.now > entry.last_seen() + SHORTEST_LIFETIME && entry.expired(protocol, flow.now) {
         return false;
     }
     let forward = entry.opener() as u8 == flow.direction() as u8;

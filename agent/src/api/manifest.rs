@@ -47,7 +47,11 @@ pub fn manifest(object: &Object) -> Option<Value> {
             },
         }),
         Object::NetworkSet(set) => {
-            let kind = if set.namespace.is_some() { "NetworkSet" } else { "GlobalNetworkSet" };
+            let kind = if set.namespace.is_some() {
+                "NetworkSet"
+            } else {
+                "GlobalNetworkSet"
+            };
             json!({
                 "apiVersion": "projectcalico.org/v3", "kind": kind,
                 "metadata": {"namespace": set.namespace.as_deref(), "name": *set.name, "labels": *set.labels},

@@ -40,8 +40,8 @@ pub use self::{
     check::check,
     manifest::manifest,
     object::{
-        EndpointSlice, Namespace, NetworkSet, Node, Object, ObjectKey, ObjectKind, Pod, PodPhase, Service, ServiceAccount,
-        ServicePolicy, ServiceRule, TransportPort, Workload,
+        EndpointSlice, Namespace, NetworkSet, Node, Object, ObjectKey, ObjectKind, Pod, PodPhase, Service,
+        ServiceAccount, ServicePolicy, ServiceRule, TransportPort, Workload,
     },
     parse::{Outcome, Parsed, Parser, Unknown},
     problem::{Problem, Severity},

@@ -92,7 +92,10 @@ impl Services {
             }
             Direction::Egress => {
                 let mut by_port: BTreeMap<TransportPort, Vec<IpAddr>> = BTreeMap::new();
-                let frontends = self.services.get(&key).map(|service| (&service.addresses, &service.ports));
+                let frontends = self
+                    .services
+                    .get(&key)
+                    .map(|service| (&service.addresses, &service.ports));
                 for (addresses, ports) in slices.map(|slice| (&slice.addresses, &slice.ports)).chain(frontends) {
                     for port in ports {
                         by_port.entry(*port).or_default().extend(addresses);
@@ -168,7 +171,12 @@ impl Index {
         }
         let service_of = |slice: &EndpointSlice| slice.service.clone().map(|name| (slice.namespace.clone(), name));
         let after = service_of(&slice);
-        let before = self.services.slices.insert(key, slice.clone()).as_deref().and_then(service_of);
+        let before = self
+            .services
+            .slices
+            .insert(key, slice.clone())
+            .as_deref()
+            .and_then(service_of);
         if let Some(service) = &before
             && before != after
         {

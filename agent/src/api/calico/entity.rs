@@ -23,14 +23,17 @@ const MOST_NAMES: usize = 1024;
 /// Characters of a selector.
 const LONGEST_SELECTOR: usize = 1024;
 
+/// Namespace and name of a Service.
+pub(super) type ServiceName = (Arc<str>, Arc<str>);
+
 /// Conditions on one end.
 #[derive(Debug, Default)]
 pub(super) struct End {
     pub(super) peer: PeerMatch,
     pub(super) ports: Option<Vec<PortMatch>>,
     pub(super) not_ports: Vec<PortMatch>,
-    /// Namespace and name of a Service whose endpoints it must be.
-    pub(super) service: Option<(Arc<str>, Arc<str>)>,
+    /// A Service whose endpoints it must be one of.
+    pub(super) service: Option<ServiceName>,
 }
 
 impl End {
@@ -104,11 +107,7 @@ impl Ends<'_> {
     }
 
     /// The condition that an entity must match, and the one that none may.
-    fn selectors(
-        &self,
-        at: &At<'_>,
-        report: &mut Report,
-    ) -> Result<(Option<Selector>, Option<Selector>), Reported> {
+    fn selectors(&self, at: &At<'_>, report: &mut Report) -> Result<(Option<Selector>, Option<Selector>), Reported> {
         let selector = entity_selector(at, "selector", report);
         let not_selector = entity_selector(at, "notSelector", report);
         let namespaces = rule_namespaces(at, report);
@@ -135,12 +134,7 @@ impl Ends<'_> {
         Ok((Some(conjunction(parts)), None))
     }
 
-    fn service(
-        &self,
-        at: &At<'_>,
-        allowed: bool,
-        report: &mut Report,
-    ) -> Result<Option<(Arc<str>, Arc<str>)>, Reported> {
+    fn service(&self, at: &At<'_>, allowed: bool, report: &mut Report) -> Result<Option<ServiceName>, Reported> {
         let Some(service) = at.get("services") else {
             return Ok(None);
         };

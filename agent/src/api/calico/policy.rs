@@ -68,7 +68,11 @@ pub(super) fn parse(cx: &mut Context<'_>, kind: PolicyKind) -> Outcome {
         partial = true;
         for rules in [&mut ingress, &mut egress] {
             rules.services.retain(|service| denies_or_logs(&service.rule));
-            rules.rules.iter_mut().filter(|rule| !denies_or_logs(rule)).for_each(match_nothing);
+            rules
+                .rules
+                .iter_mut()
+                .filter(|rule| !denies_or_logs(rule))
+                .for_each(match_nothing);
         }
         (Tier::DEFAULT.to_owned(), Order(f64::NEG_INFINITY))
     });

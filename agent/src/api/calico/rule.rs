@@ -3,7 +3,7 @@
 use weir_common::Direction;
 
 use super::{
-    entity::{End, Ends},
+    entity::{End, Ends, ServiceName},
     value::{bounded, integer, protocol},
 };
 use crate::{
@@ -134,8 +134,6 @@ fn action(at: &At<'_>, report: &mut Report) -> Result<Action, Reported> {
     .ok_or_else(|| report.error(action.path(), format!("{} is no action", quoted(text)), remedy))
 }
 
-type Service = Option<(std::sync::Arc<str>, std::sync::Arc<str>)>;
-
 /// A rule without its action's meaning.
 fn rule(
     at: &At<'_>,
@@ -144,7 +142,7 @@ fn rule(
     direction: Direction,
     namespace: Option<&str>,
     report: &mut Report,
-) -> Result<(Rule, Service), Reported> {
+) -> Result<(Rule, Option<ServiceName>), Reported> {
     let ingress = direction == Direction::Ingress;
     let mut ends = Ends {
         namespace,

@@ -12,9 +12,9 @@ mod parse;
 #[cfg(test)]
 mod tests;
 
+pub(super) use self::lower::not;
 pub use self::{
     expression::Expression,
     lower::{Scope, lower},
     parse::{SyntaxError, parse},
 };
-pub(super) use self::lower::not;

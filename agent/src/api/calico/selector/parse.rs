@@ -131,11 +131,7 @@ impl<'a> Parser<'a> {
             negated = !negated;
         }
         let term = self.term()?;
-        Ok(if negated {
-            Expression::Not(Box::new(term))
-        } else {
-            term
-        })
+        Ok(if negated { Expression::Not(Box::new(term)) } else { term })
     }
 
     fn term(&mut self) -> Parsed {
@@ -208,11 +204,7 @@ impl<'a> Parser<'a> {
             return Ok(Expression::In(label, self.set()?));
         }
         // Two words, or one.
-        for (first, second, which) in [
-            ("not", "in", 0),
-            ("starts", "with", 1),
-            ("ends", "with", 2),
-        ] {
+        for (first, second, which) in [("not", "in", 0), ("starts", "with", 1), ("ends", "with", 2)] {
             let before = self.rest;
             if !self.take(first) {
                 continue;

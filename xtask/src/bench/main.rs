@@ -11,6 +11,7 @@ use self::arguments::Name;
 
 mod agent;
 mod arguments;
+mod compile;
 mod connections;
 mod footprint;
 mod interrupt;
@@ -61,7 +62,8 @@ fn run(Arguments { weir, bench }: &Arguments) -> Result<()> {
             Name::Connections => connections::run(weir, bench.quick),
             Name::Latency => latency::run(weir, bench.quick),
             Name::Footprint => footprint::run(weir, bench.quick),
-            Name::Packets | Name::Compile => Ok(()),
+            Name::Compile => compile::run(bench.quick),
+            Name::Packets => Ok(()),
         }?;
     }
     Ok(())

@@ -9,3 +9,11 @@
 pub mod explain;
 pub mod options;
 pub mod query;
+
+/// Runs the agent until it is told to end.
+///
+/// # Errors
+/// What keeps it from starting, or ends it.
+pub async fn run(options: options::AgentOptions) -> anyhow::Result<()> {
+    anyhow::bail!("node {}: this build has no control loop yet", options.node)
+}

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
 use super::explain::{ExplainRequest, Explanation};
+use crate::api::Problem;
 
 /// Where the answer to a query goes. A closed channel means that nobody waits any more.
 pub type Reply<T> = oneshot::Sender<T>;
@@ -70,48 +71,6 @@ pub struct Readiness {
     pub ready: bool,
     /// Why not, if not.
     pub reason: Option<String>,
-}
-
-/// How serious a [`ProblemReport`] is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Severity {
-    Warning,
-    Error,
-}
-
-/// Something wrong with an object, a file, an interface or the node.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ProblemReport {
-    pub severity: Severity,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub file: Option<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub line: Option<u64>,
-    /// Kind and namespace/name, where there is an object.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub object: Option<String>,
-    /// Path of the field in the object.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub field: Option<String>,
-    pub message: String,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub remedy: Option<String>,
-}
-
-impl std::fmt::Display for ProblemReport {
-    /// `file:line: object: field: message`
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match (&self.file, self.line) {
-            (Some(file), Some(line)) => write!(f, "{file}:{line}: ")?,
-            (Some(file), None) => write!(f, "{file}: ")?,
-            (None, _) => {}
-        }
-        for part in [&self.object, &self.field].into_iter().flatten() {
-            write!(f, "{part}: ")?;
-        }
-        f.write_str(&self.message)
-    }
 }
 
 /// What a local pod's interface obeys.
@@ -257,7 +216,7 @@ pub struct StatusReport {
     pub endpoints: Vec<EndpointReport>,
     pub policies: u64,
     pub maps: Vec<MapReport>,
-    pub problems: Vec<ProblemReport>,
+    pub problems: Vec<Problem>,
     pub shortages: Vec<ShortageReport>,
     pub evictions: EvictionReport,
     pub counters: Vec<CounterReport>,
@@ -273,7 +232,7 @@ pub struct WaitReport {
     pub reason: Option<String>,
     /// Objects that are invalid, endpoints that are not enforced.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub problems: Vec<ProblemReport>,
+    pub problems: Vec<Problem>,
 }
 
 /// What `weir dump` can show.

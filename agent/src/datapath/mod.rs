@@ -1,1 +1,395 @@
 //! The only code that touches maps, programs and links.
+//!
+//! What runs in the kernel outlives the agent: maps, programs and links are pinned ([`pins`]), so a stopped, crashed
+//! or upgraded agent changes nothing about what is enforced. A start builds a new [`generation`] beside the one that
+//! runs, fills it, flips one hook of one interface after the other to it ([`links`]), and only then removes the old
+//! one. The maps in [`state`] are shared by all generations; [`upgrade`] carries connections over where their layout
+//! or size changes.
+//!
+//! Order of calls: [`Datapath::start`]; per pod [`Datapath::set_interface`] and, by the compiler's plan,
+//! [`Datapath::execute`]; [`Datapath::attach`]; when the first full sync is enforced,
+//! [`Datapath::finish_first_sync`]. Nothing pinned is removed before that. A map that must grow: the same again from
+//! [`Datapath::regenerate`] on.
+
+mod counters;
+mod detach;
+mod endpoints;
+mod environment;
+mod error;
+mod execute;
+mod generation;
+mod inherit;
+mod links;
+mod options;
+mod pins;
+mod shape;
+mod state;
+mod sweep;
+mod sys;
+mod table;
+mod tc;
+mod upgrade;
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    io,
+    path::PathBuf,
+    sync::Arc,
+};
+
+use tracing::{debug, info, warn};
+use weir_common::{
+    endpoint::MAX_ENDPOINT_ID,
+    layout::{LAYOUT, map},
+};
+
+pub use self::{
+    counters::{Counters, MapUsage},
+    detach::{Report, detach_all},
+    endpoints::InterfaceBinding,
+    environment::running_agent,
+    error::{Error, Result},
+    inherit::{Inherited, OldEndpoint},
+    links::{ForeignProgram, Mode},
+    options::{AttachMode, Options},
+    sweep::{SweepReport, Sweeper, Swept},
+    sys::{clock, interface_name},
+};
+use self::{
+    endpoints::{Endpoint, source_key},
+    generation::Generation,
+    links::{DIRECTIONS, Links},
+    pins::{Numbered, Pins},
+    shape::Shape,
+    state::Chosen,
+    sweep::Shared,
+};
+use crate::{object, policy::plan::Capacity};
+
+/// The kernel's side of this agent. Dropping it changes nothing in the kernel.
+pub struct Datapath {
+    options: Options,
+    pins: Pins,
+    shapes: BTreeMap<String, Shape>,
+    state: Chosen,
+    generation: Generation,
+    links: Links,
+    endpoints: HashMap<u32, Endpoint>,
+    /// Endpoints of an earlier agent that nobody has claimed yet: id -> ifindex, epoch.
+    inherited: HashMap<u32, (u32, u32)>,
+    next_id: u32,
+    /// What sweeps must know of endpoints, wherever they run.
+    shared: Arc<Shared>,
+    _locks: environment::Locks,
+}
+
+impl Datapath {
+    /// Checks the machine, takes both directories, and builds a new generation beside whatever an earlier agent left
+    /// running, which goes on undisturbed.
+    ///
+    /// # Errors
+    /// One of its own for: kernel too old, missing privileges, no bpffs, another agent, maps of another shape, a
+    /// kernel without TCX where that is asked for, programs that the kernel refuses.
+    pub fn start(options: Options) -> Result<(Self, Inherited)> {
+        environment::check_kernel()?;
+        environment::check_privileges()?;
+        environment::check_bpffs(&options.bpffs)?;
+        let locks = environment::Locks::take(&options.run_dir, &options.bpffs)?;
+        let mode = match options.attach {
+            AttachMode::Tc => Mode::Tc,
+            AttachMode::Tcx if sys::has_tcx() => Mode::Tcx,
+            AttachMode::Tcx => return Err(Error::NoTcx),
+            AttachMode::Auto if sys::has_tcx() => Mode::Tcx,
+            AttachMode::Auto => Mode::Tc,
+        };
+        let pins = Pins::new(&options.bpffs);
+        pins::make_dir(&pins.links())?;
+        let links = Links {
+            pins: pins.clone(),
+            mode,
+        };
+        let found = pins.scan()?;
+        let shapes = shape::declared(object::BYTES)?;
+        let mut inherited = inherit::read(&found, &links)?;
+        let state = state::choose(&pins, &found, &shapes, &options)?;
+        let number = found.generations.last().map_or(1, |generation| generation.number + 1);
+        let generation = load(&options, &pins, &shapes, &state, number)?;
+        let shared = Arc::new(Shared::default());
+        for old in &state.older {
+            shared.carried(upgrade::carry_over(old, &state.current.path)?);
+        }
+
+        // Ids that entries of the connection table still name are not given away again.
+        let remembered = sweep::remembered(&state.current, &pins, &shapes)?;
+        inherited.next_trace = inherited.next_trace.max(remembered.last_trace.saturating_add(1));
+        let live: HashSet<u32> = inherited.endpoints.iter().map(|endpoint| endpoint.id).collect();
+        let last_id = live.iter().chain(&remembered.ids).copied().max().unwrap_or(0);
+        shared.retire(remembered.ids.difference(&live).copied());
+        info!(
+            generation = number,
+            mode = ?mode,
+            endpoints = inherited.endpoints.len(),
+            "built a new generation"
+        );
+        let datapath = Self {
+            inherited: inherited
+                .endpoints
+                .iter()
+                .map(|endpoint| (endpoint.id, (endpoint.ifindex, endpoint.epoch)))
+                .collect(),
+            options,
+            pins,
+            shapes,
+            state,
+            generation,
+            links,
+            endpoints: HashMap::new(),
+            next_id: last_id % MAX_ENDPOINT_ID + 1,
+            shared,
+            _locks: locks,
+        };
+        Ok((datapath, inherited))
+    }
+
+    /// How programs are attached.
+    #[must_use]
+    pub fn mode(&self) -> Mode {
+        self.links.mode
+    }
+
+    /// An endpoint id that no endpoint has and no entry of the connection table names.
+    ///
+    /// # Errors
+    /// [`Error::NoEndpointId`] where all are taken.
+    pub fn allocate_id(&mut self) -> Result<u32> {
+        for _ in 0..MAX_ENDPOINT_ID {
+            let id = self.next_id;
+            self.next_id = id % MAX_ENDPOINT_ID + 1;
+            if !self.endpoints.contains_key(&id) && !self.inherited.contains_key(&id) && !self.shared.is_retired(id) {
+                return Ok(id);
+            }
+        }
+        Err(Error::NoEndpointId { limit: MAX_ENDPOINT_ID })
+    }
+
+    /// Binds an endpoint to its interface, or changes what was bound. An inherited id goes on with its epoch. The
+    /// value is written once the endpoint has a policy too; the programs are attached by [`Self::attach`].
+    pub fn set_interface(&mut self, binding: InterfaceBinding) -> Result<()> {
+        let id = binding.id;
+        let endpoint = self.endpoints.entry(id).or_default();
+        if let Some((old_ifindex, epoch)) = self.inherited.remove(&id) {
+            endpoint.epoch = endpoint.epoch.max(epoch);
+            if old_ifindex != binding.ifindex {
+                self.links.detach(old_ifindex)?;
+            }
+        }
+        let old = endpoint.binding.as_ref();
+        let moved = old.map(|old| old.ifindex).filter(|ifindex| *ifindex != binding.ifindex);
+        let stale: Vec<_> = old
+            .iter()
+            .flat_map(|old| &old.more_sources)
+            .filter(|net| !binding.more_sources.contains(net))
+            .copied()
+            .collect();
+        for net in &binding.more_sources {
+            self.generation.maps.sources.put(&source_key(id, net), &1)?;
+        }
+        endpoint.bind(binding);
+        endpoint.advance();
+        if let Some(ifindex) = moved {
+            endpoint.attached = false;
+            endpoint.written = None;
+            self.links.detach(ifindex)?;
+            self.generation.maps.endpoints.delete(&ifindex)?;
+        }
+        self.write(id)?;
+        for net in stale {
+            self.generation.maps.sources.delete(&source_key(id, &net))?;
+        }
+        Ok(())
+    }
+
+    /// Puts the current generation's programs onto both hooks of an endpoint's interface, or flips the hooks to them
+    /// where others of ours run. The endpoint must have its value: interface and policy.
+    pub fn attach(&mut self, id: u32) -> Result<()> {
+        let endpoint = self.endpoints.get_mut(&id).ok_or(Error::UnknownEndpoint { id })?;
+        let Some(ifindex) = endpoint.written else {
+            let missing = if endpoint.binding.is_none() {
+                "an interface"
+            } else {
+                "a policy"
+            };
+            return Err(Error::EndpointIncomplete { id, missing });
+        };
+        if endpoint.attached {
+            return Ok(());
+        }
+        for direction in DIRECTIONS {
+            self.links
+                .attach(ifindex, direction, self.generation.program(direction))?;
+        }
+        endpoint.attached = true;
+        Ok(())
+    }
+
+    /// The interface of an endpoint is gone (or no longer the pod's): takes its value and what is attached away, and
+    /// keeps its policy for the next interface. An index that comes again inherits nothing.
+    pub fn clear_interface(&mut self, id: u32) -> Result<()> {
+        if let Some((ifindex, _)) = self.inherited.remove(&id) {
+            self.links.detach(ifindex)?;
+        }
+        let ifindex = self
+            .endpoints
+            .get(&id)
+            .and_then(|endpoint| endpoint.binding.as_ref())
+            .map(|binding| binding.ifindex);
+        if let Some(ifindex) = ifindex {
+            // The programs first: with its value gone the interface would be open for them all the same.
+            self.links.detach(ifindex)?;
+            self.erase(id)?;
+        }
+        if let Some(endpoint) = self.endpoints.get_mut(&id) {
+            endpoint.binding = None;
+            endpoint.attached = false;
+        }
+        Ok(())
+    }
+
+    /// The pod is gone: nothing of it stays but the entries of the connection table, which the next sweep ends.
+    pub fn remove_endpoint(&mut self, id: u32) -> Result<()> {
+        self.clear_interface(id)?;
+        if self.endpoints.remove(&id).is_some() {
+            self.shared.retire([id]);
+        }
+        Ok(())
+    }
+
+    /// Everything that the source holds is enforced: removes what is proven stale. That is: what is attached to
+    /// interfaces of no endpoint of ours, older generations that no interface runs any more, older state maps (their
+    /// connections are carried over once more first, as the old programs have added some).
+    ///
+    /// An endpoint that could not be attached keeps what it has; the generation that it runs then stays too.
+    pub fn finish_first_sync(&mut self) -> Result<()> {
+        let stale: Vec<u32> = self.inherited.keys().copied().collect();
+        for id in stale {
+            info!(endpoint = id, "an endpoint of an earlier agent whose pod is gone");
+            self.clear_interface(id)?;
+            self.shared.retire([id]);
+        }
+        let ours: HashSet<u32> = self
+            .endpoints
+            .values()
+            .filter_map(|endpoint| endpoint.binding.as_ref())
+            .map(|binding| binding.ifindex)
+            .collect();
+        let mut running = HashSet::new();
+        for ifindex in self.links.attached()? {
+            if ours.contains(&ifindex) {
+                running.extend(self.links.programs(ifindex)?);
+            } else {
+                info!(ifindex, "detaching from an interface that is no endpoint's");
+                self.links.detach(ifindex)?;
+            }
+        }
+        self.retire_old(&running)
+    }
+
+    fn retire_old(&mut self, running: &HashSet<u32>) -> Result<()> {
+        for old in &self.state.older {
+            self.shared.carried(upgrade::carry_over(old, &self.state.current.path)?);
+        }
+        let found = self.pins.scan()?;
+        let mut kept = false;
+        for generation in found.generations {
+            if generation == self.generation.pin {
+                continue;
+            }
+            if inherit::program_ids(&generation).iter().any(|id| running.contains(id)) {
+                warn!(path = %generation.path.display(), "an interface still runs an old generation; it stays");
+                kept = true;
+                continue;
+            }
+            debug!(path = %generation.path.display(), "removing an old generation");
+            pins::remove_pins(&generation.path)?;
+        }
+        if !kept {
+            for state in self.state.older.drain(..) {
+                pins::remove_pins(&state.path)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Begins a new generation with maps of other sizes. What runs goes on; the caller has the compiler say
+    /// everything again for it ([`Self::execute`]), attaches every endpoint (which flips it), and ends with
+    /// [`Self::finish_first_sync`]. Bindings stay, policies must come again.
+    ///
+    /// On failure the current generation stays in use.
+    pub fn regenerate(&mut self, capacity: Capacity) -> Result<()> {
+        let options = Options {
+            capacity,
+            ..self.options.clone()
+        };
+        let number = self.generation.pin.number + 1;
+        let mut generation = load(&options, &self.pins, &self.shapes, &self.state, number)?;
+        for (id, endpoint) in &self.endpoints {
+            for net in endpoint.binding.iter().flat_map(|binding| &binding.more_sources) {
+                generation.maps.sources.put(&source_key(*id, net), &1)?;
+            }
+        }
+        for endpoint in self.endpoints.values_mut() {
+            endpoint.policy = None;
+            endpoint.written = None;
+            endpoint.attached = false;
+        }
+        self.generation = generation;
+        self.options = options;
+        Ok(())
+    }
+
+    /// TC programs of others on an endpoint's interface: reported, left in place.
+    pub fn foreign_programs(&self, ifindex: u32) -> Result<Vec<ForeignProgram>> {
+        self.links.foreign(ifindex)
+    }
+
+    /// Where the maps of the current generation and those that outlive it are pinned (for tools and tests).
+    #[must_use]
+    pub fn pinned(&self) -> [PathBuf; 2] {
+        [self.generation.dir().clone(), self.state.current.path.clone()]
+    }
+}
+
+fn load(
+    options: &Options,
+    pins: &Pins,
+    shapes: &BTreeMap<String, Shape>,
+    state: &Chosen,
+    number: u32,
+) -> Result<Generation> {
+    let pin = Numbered {
+        number,
+        layout: LAYOUT,
+        path: pins.generation(LAYOUT, number),
+    };
+    let generation = Generation::load(object::BYTES, options, shapes, &state.current.path, pin)?;
+    // What aya has made or opened is what was declared: nobody slipped in between check and use.
+    for name in map::STATE {
+        state::open(&state.current, pins, shapes, name)?;
+    }
+    Ok(generation)
+}
+
+/// Waits until every program that runs at this moment has ended: what a plan removes can then be met by none.
+/// Takes milliseconds; run it off the control loop.
+pub fn grace_period() {
+    if let Err(error) = sys::synchronize_rcu() {
+        // Kernels with nohz_full CPUs refuse: a program runs for microseconds, this is far beyond.
+        debug!(%error, "no membarrier; sleeping instead");
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+}
+
+/// A failed system call as an error of a map.
+fn map_error(map: &'static str, action: &'static str) -> impl FnOnce(io::Error) -> Error {
+    move |source| Error::Map { map, action, source }
+}

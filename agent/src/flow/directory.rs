@@ -11,25 +11,10 @@ use std::{
 
 use rustc_hash::FxHashMap;
 
-use crate::policy::{model::Judgement, selector::Labels};
+use crate::policy::model::Judgement;
 
-/// What created a pod, as people know it: a Deployment rather than its ReplicaSet.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Workload {
-    pub kind: Arc<str>,
-    pub name: Arc<str>,
-}
-
-/// A pod as flow records name it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PodInfo {
-    pub namespace: Arc<str>,
-    pub name: Arc<str>,
-    pub labels: Labels,
-    pub workload: Option<Workload>,
-    /// `spec.nodeName`.
-    pub node: Option<Arc<str>>,
-}
+/// A pod as flow records name it: the source's own object.
+pub use crate::api::Pod as PodInfo;
 
 /// Whom an address belongs to. An address without a name is the world's.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -151,18 +136,10 @@ impl Directory {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use super::*;
 
     fn pod(name: &str) -> Arc<PodInfo> {
-        Arc::new(PodInfo {
-            namespace: "prod".into(),
-            name: name.into(),
-            labels: Arc::new(BTreeMap::new()),
-            workload: None,
-            node: None,
-        })
+        crate::flow::testing::pod("prod", name, &[])
     }
 
     #[test]

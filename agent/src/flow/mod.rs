@@ -3,4 +3,21 @@
 //! | file | what |
 //! |---|---|
 //! | `directory` | who an address, an endpoint or a trace is |
+//! | `clock` | the kernel's clock and the wall's |
+//! | `record` | a flow at one moment: event or table entry, with names |
+//! | `json` | the shape of a record on the outside; `render` makes it, `text` shows it to people |
+//! | `filter` | which records a reader wants |
+pub mod clock;
 pub mod directory;
+pub mod filter;
+pub mod hub;
+pub mod json;
+pub mod record;
+pub mod render;
+pub mod report;
+pub mod rotate;
+pub mod sink;
+pub mod text;
+
+#[cfg(test)]
+mod testing;

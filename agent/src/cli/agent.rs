@@ -1,0 +1,239 @@
+//! `weir agent`: from flags to options, then the control loop.
+
+use std::{net::SocketAddr, path::PathBuf, str::FromStr};
+
+use clap::Args;
+
+use super::{
+    args::{DEFAULT_BPFFS, RunDir},
+    error::CliError,
+    logging::{self, LogFormat, LogLevel},
+};
+use crate::control::{
+    self,
+    options::{AgentOptions, AttachMode, FlowLogOptions, FlowLogTarget},
+};
+
+/// A size in bytes, written with or without a unit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Size(pub u64);
+
+/// A size that cannot be read.
+#[derive(Debug, thiserror::Error)]
+#[error("{0:?} is no size: write bytes, or a number with k, M, G (powers of 1000) or Ki, Mi, Gi (powers of 1024)")]
+pub struct BadSize(String);
+
+impl FromStr for Size {
+    type Err = BadSize;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let bad = || BadSize(text.to_owned());
+        let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+        let (number, unit) = text.split_at(digits);
+        let factor = match unit.trim_start().trim_end_matches(['B', 'b']) {
+            "" => 1,
+            "k" | "K" => 1000,
+            "M" => 1_000_000,
+            "G" => 1_000_000_000,
+            "Ki" => 1 << 10,
+            "Mi" => 1 << 20,
+            "Gi" => 1 << 30,
+            _ => return Err(bad()),
+        };
+        let number: u64 = number.parse().map_err(|_| bad())?;
+        number.checked_mul(factor).map(Self).ok_or_else(bad)
+    }
+}
+
+#[derive(Debug, Args)]
+pub struct Agent {
+    /// Name of this node's Node object [default: the host's name]
+    #[arg(long, value_name = "NAME", env = "NODE_NAME")]
+    pub node: Option<String>,
+    /// Directory of manifests to enforce: every *.yaml, *.yml and *.json below it, watched for changes
+    #[arg(long, value_name = "DIR")]
+    pub manifests: PathBuf,
+    #[command(flatten)]
+    pub run_dir: RunDir,
+    /// Directory on a bpffs for what must outlive the agent
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_BPFFS)]
+    pub bpffs: PathBuf,
+    /// Write flow records as JSON lines to this file, or to standard output
+    #[arg(long, value_name = "FILE|-")]
+    pub flow_log: Option<PathBuf>,
+    /// Start a new flow log file when it would grow beyond this
+    #[arg(long, value_name = "SIZE", default_value = "50M", requires = "flow_log")]
+    pub flow_log_max_size: Size,
+    /// Keep so many flow log files, the one being written included
+    #[arg(long, value_name = "NUMBER", default_value_t = 5, requires = "flow_log", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub flow_log_max_files: u32,
+    /// How to attach to interfaces
+    #[arg(long, value_enum, default_value_t)]
+    pub attach: AttachMode,
+    /// Log nothing below this level
+    #[arg(long, value_enum, value_name = "LEVEL", default_value_t)]
+    pub log_level: LogLevel,
+    /// How to log
+    #[arg(long, value_enum, value_name = "FORMAT", default_value_t)]
+    pub log_format: LogFormat,
+    /// Serve /healthz and /readyz over HTTP at this address
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub health_addr: Option<SocketAddr>,
+}
+
+impl Agent {
+    /// Runs until it is told to end.
+    ///
+    /// # Errors
+    /// What keeps the agent from starting, or ends it.
+    pub fn run(self) -> Result<(), CliError> {
+        logging::init(self.log_level, self.log_format)?;
+        let options = self.options()?;
+        // Two workers: a compilation of milliseconds on one leaves flows and verbs the other.
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .thread_name("weir")
+            .enable_all()
+            .build()?;
+        let ended = runtime.block_on(control::run(options));
+        // A thread that waits for a disk must not keep the agent from ending.
+        runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+        Ok(ended?)
+    }
+
+    fn options(self) -> Result<AgentOptions, CliError> {
+        Ok(AgentOptions {
+            node: self.node.map_or_else(hostname, Ok)?,
+            manifests: self.manifests,
+            run_dir: self.run_dir.run_dir,
+            bpffs: self.bpffs,
+            attach: self.attach,
+            flow_log: self.flow_log.map(|path| FlowLogOptions {
+                target: if path.as_os_str() == "-" {
+                    FlowLogTarget::Stdout
+                } else {
+                    FlowLogTarget::File(path)
+                },
+                max_size: self.flow_log_max_size.0,
+                max_files: self.flow_log_max_files,
+            }),
+            health_addr: self.health_addr,
+        })
+    }
+}
+
+/// The kubelet names its node after the host, in lower case, unless told otherwise.
+fn hostname() -> Result<String, CliError> {
+    let file = "/proc/sys/kernel/hostname";
+    let name = std::fs::read_to_string(file).map_err(|error| CliError::Failed {
+        message: format!("cannot tell this node's name: {file}: {error}"),
+        remedy: Some("name it with --node".to_owned()),
+    })?;
+    Ok(name.trim().to_lowercase())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::cli::{Cli, Verb};
+
+    fn parse(args: &[&str]) -> Result<Agent, clap::Error> {
+        match Cli::try_parse_from(["weir", "agent"].iter().chain(args))?.verb {
+            Verb::Agent(agent) => Ok(agent),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn sizes_with_and_without_units() {
+        for (text, bytes) in [
+            ("0", 0),
+            ("17", 17),
+            ("50M", 50_000_000),
+            ("1 MiB", 1 << 20),
+            ("2k", 2000),
+            ("3GB", 3_000_000_000),
+        ] {
+            assert_eq!(text.parse::<Size>().expect(text).0, bytes, "{text}");
+        }
+        for text in ["", "M", "1x", "-1", "99999999999G"] {
+            assert!(text.parse::<Size>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn every_flag_of_the_agent_reaches_its_options() {
+        let agent = parse(&[
+            "--node",
+            "n1",
+            "--manifests",
+            "/m",
+            "--run-dir",
+            "/r",
+            "--bpffs",
+            "/b",
+            "--flow-log",
+            "-",
+            "--attach",
+            "tc",
+            "--log-level",
+            "debug",
+            "--log-format",
+            "json",
+            "--health-addr",
+            "127.0.0.1:1",
+            "--flow-log-max-size",
+            "1Ki",
+            "--flow-log-max-files",
+            "2",
+        ])
+        .expect("parses");
+        assert_eq!((agent.log_level, agent.log_format), (LogLevel::Debug, LogFormat::Json));
+        let options = agent.options().expect("resolves");
+        assert_eq!(
+            options,
+            AgentOptions {
+                node: "n1".to_owned(),
+                manifests: "/m".into(),
+                run_dir: "/r".into(),
+                bpffs: "/b".into(),
+                attach: AttachMode::Tc,
+                flow_log: Some(FlowLogOptions {
+                    target: FlowLogTarget::Stdout,
+                    max_size: 1024,
+                    max_files: 2
+                }),
+                health_addr: Some(([127, 0, 0, 1], 1).into()),
+            }
+        );
+    }
+
+    #[test]
+    fn the_defaults_are_those_that_are_documented() {
+        let options = parse(&["--node", "n", "--manifests", "/m", "--flow-log", "/f"])
+            .expect("parses")
+            .options()
+            .expect("resolves");
+        assert_eq!(
+            (options.run_dir, options.bpffs),
+            ("/run/weir".into(), "/sys/fs/bpf/weir".into())
+        );
+        assert_eq!(options.attach, AttachMode::Auto);
+        assert_eq!(
+            options.flow_log,
+            Some(FlowLogOptions {
+                target: FlowLogTarget::File("/f".into()),
+                max_size: 50_000_000,
+                max_files: 5
+            })
+        );
+    }
+
+    #[test]
+    fn limits_of_a_log_that_there_is_not_are_a_mistake() {
+        assert!(parse(&["--manifests", "/m", "--flow-log-max-files", "2"]).is_err());
+        assert!(parse(&["--manifests", "/m", "--flow-log", "-", "--flow-log-max-files", "0"]).is_err());
+    }
+}

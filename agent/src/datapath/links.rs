@@ -1,0 +1,213 @@
+//! What hangs our programs onto interfaces: TCX links (pinned) or clsact filters (which need no pin). Nothing of it goes when the agent does.
+
+use std::{
+    collections::BTreeSet,
+    io,
+    os::fd::{AsFd, BorrowedFd},
+};
+
+use tracing::{debug, warn};
+use weir_common::Direction;
+
+use super::{
+    error::{Error, Result},
+    pins::{self, Pins},
+    sys, tc,
+};
+
+/// How programs are attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// TCX links (Linux 6.6 and later).
+    Tcx,
+    /// clsact filters.
+    Tc,
+}
+
+/// Both hooks of an interface.
+pub(super) const DIRECTIONS: [Direction; 2] = [Direction::Egress, Direction::Ingress];
+
+/// A TC program on one of our interfaces that is not ours. Left in place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ForeignProgram {
+    pub direction: Direction,
+    pub id: u32,
+    /// Of a filter its own name, else the program's.
+    pub name: String,
+    pub mode: Mode,
+}
+
+#[derive(Debug)]
+pub(super) struct Links {
+    pub pins: Pins,
+    pub mode: Mode,
+}
+
+impl Links {
+    /// Puts `program` onto a hook, or atomically in the place of the one that is there; then removes what another
+    /// mode left there. So the hook is never empty in between, and a packet that passes both programs is judged
+    /// twice by the same rules.
+    pub(super) fn attach(&self, ifindex: u32, direction: Direction, program: BorrowedFd<'_>) -> Result<()> {
+        match self.mode {
+            Mode::Tcx => {
+                self.attach_tcx(ifindex, direction, program)?;
+                self.detach_tc(ifindex, direction)?;
+            }
+            Mode::Tc => {
+                self.attach_tc(ifindex, direction, program)?;
+                self.detach_tcx(ifindex, direction)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes ours off both hooks of an interface, whatever the mode; also of one that is gone. True: there was something.
+    pub(super) fn detach(&self, ifindex: u32) -> Result<bool> {
+        let mut found = false;
+        for direction in DIRECTIONS {
+            found |= self.detach_tcx(ifindex, direction)?;
+            found |= self.detach_tc(ifindex, direction)?;
+        }
+        Ok(found)
+    }
+
+    /// Interfaces that have (or, of pinned links, had) something of ours, in this network namespace.
+    pub(super) fn attached(&self) -> Result<BTreeSet<u32>> {
+        let mut found: BTreeSet<u32> = self.pins.link_pins()?.into_iter().map(|link| link.ifindex).collect();
+        found.extend(self.pins.qdisc_marks()?);
+        let interfaces = nix::net::if_::if_nameindex().map_err(|error| Error::Netlink {
+            action: "list interfaces",
+            source: error.into(),
+        })?;
+        for interface in interfaces.iter() {
+            let ifindex = interface.index();
+            for direction in DIRECTIONS {
+                if filters(ifindex, direction)?
+                    .iter()
+                    .any(|filter| filter.is_ours(direction))
+                {
+                    found.insert(ifindex);
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// Ids of the programs of ours that run on an interface.
+    pub(super) fn programs(&self, ifindex: u32) -> Result<Vec<u32>> {
+        let mut found = Vec::new();
+        for direction in DIRECTIONS {
+            let path = self.pins.link(ifindex, direction);
+            match sys::open_pin(&path) {
+                Ok(link) => {
+                    let link = sys::tcx_link(link.as_fd()).map_err(Error::path(&path, "read the link"))?;
+                    found.extend(link.filter(|link| link.ifindex == ifindex).map(|link| link.program_id));
+                }
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(Error::path(path, "open the pinned link")(error)),
+            }
+            let ours = filters(ifindex, direction)?
+                .into_iter()
+                .filter(|filter| filter.is_ours(direction));
+            found.extend(ours.map(|filter| filter.program_id));
+        }
+        Ok(found)
+    }
+
+    /// TC programs of others on an interface.
+    pub(super) fn foreign(&self, ifindex: u32) -> Result<Vec<ForeignProgram>> {
+        let ours = self.programs(ifindex)?;
+        let mut found = Vec::new();
+        for direction in DIRECTIONS {
+            // A kernel without TCX has no programs there.
+            for id in sys::tcx_programs(ifindex, direction).unwrap_or_default() {
+                if !ours.contains(&id) {
+                    found.push(ForeignProgram {
+                        direction,
+                        id,
+                        name: sys::program_name(id).unwrap_or_default(),
+                        mode: Mode::Tcx,
+                    });
+                }
+            }
+            for filter in filters(ifindex, direction)? {
+                if !filter.is_ours(direction) {
+                    found.push(ForeignProgram {
+                        direction,
+                        id: filter.program_id,
+                        name: filter.name,
+                        mode: Mode::Tc,
+                    });
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    fn attach_tcx(&self, ifindex: u32, direction: Direction, program: BorrowedFd<'_>) -> Result<()> {
+        let path = self.pins.link(ifindex, direction);
+        match sys::open_pin(&path) {
+            Ok(link) => {
+                let info = sys::tcx_link(link.as_fd()).map_err(Error::path(&path, "read the link"))?;
+                let fits = info.is_some_and(|info| info.ifindex == ifindex && info.direction == Some(direction));
+                if fits {
+                    match sys::link_update(link.as_fd(), program) {
+                        Ok(()) => return Ok(()),
+                        // The interface went away in this moment.
+                        Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => {}
+                        Err(error) => return Err(Error::interface(ifindex, "replace the program")(error)),
+                    }
+                }
+                debug!(path = %path.display(), "a pinned link whose interface is gone");
+                pins::remove_file(&path)?;
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(Error::path(path, "open the pinned link")(error)),
+        }
+        let link = sys::tcx_attach(program, ifindex, direction)
+            .map_err(Error::interface(ifindex, "attach the program (TCX)"))?;
+        sys::pin(link.as_fd(), &path).map_err(Error::path(path, "pin the link"))
+    }
+
+    fn attach_tc(&self, ifindex: u32, direction: Direction, program: BorrowedFd<'_>) -> Result<()> {
+        let added = tc::add_clsact(ifindex).map_err(Error::interface(ifindex, "add a clsact qdisc"))?;
+        if added {
+            pins::make_dir(&self.pins.qdisc(ifindex))?;
+        }
+        tc::put_filter(ifindex, direction, program).map_err(Error::interface(ifindex, "attach the program (clsact)"))
+    }
+
+    fn detach_tcx(&self, ifindex: u32, direction: Direction) -> Result<bool> {
+        let path = self.pins.link(ifindex, direction);
+        match sys::open_pin(&path) {
+            Ok(link) => {
+                if let Err(error) = sys::link_detach(link.as_fd()) {
+                    // Of an interface that is gone: nothing to detach. Removing the pin does the rest in any case.
+                    debug!(path = %path.display(), %error, "detaching a link");
+                }
+                pins::remove_file(&path)
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(Error::path(path, "open the pinned link")(error)),
+        }
+    }
+
+    fn detach_tc(&self, ifindex: u32, direction: Direction) -> Result<bool> {
+        let removed = tc::remove_filter(ifindex, direction).map_err(Error::interface(ifindex, "remove the filter"))?;
+        let mark = self.pins.qdisc(ifindex);
+        if mark.exists() {
+            match tc::remove_empty_clsact(ifindex) {
+                Ok(true) => {
+                    pins::remove_empty(&mark)?;
+                }
+                Ok(false) => {}
+                Err(error) => warn!(ifindex, %error, "cannot remove the clsact qdisc"),
+            }
+        }
+        Ok(removed)
+    }
+}
+
+fn filters(ifindex: u32, direction: Direction) -> Result<Vec<tc::Filter>> {
+    tc::filters(ifindex, direction).map_err(Error::interface(ifindex, "list the filters"))
+}

@@ -1,0 +1,274 @@
+//! The flow log: JSON lines to a file or standard output, by a thread of its own.
+//!
+//! The thread sleeps while there is nothing to write. A disk that is slow or full costs records, never anything else.
+
+use std::{
+    io,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+        mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel},
+    },
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use jiff::Timestamp;
+use tracing::{error, info};
+
+use super::{
+    hub::Item,
+    json::{LossSource, LostEvent},
+    rotate::RotatingFile,
+};
+use crate::control::options::{FlowLogOptions, FlowLogTarget};
+
+/// Batches that may wait for the disk; a batch is what the event reader got at once.
+const QUEUE: usize = 256;
+
+/// Written at once, bytes.
+const CHUNK: usize = 256 * 1024;
+
+/// How long the end of the agent waits for the disk.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// What the thread and its users share.
+#[derive(Debug, Default)]
+struct Shared {
+    /// Lost since the start.
+    lost: AtomicU64,
+    /// Of these, not yet written into the log.
+    unreported: AtomicU64,
+    error: Mutex<Option<String>>,
+}
+
+impl Shared {
+    fn lose(&self, records: u64) {
+        self.lost.fetch_add(records, Ordering::Relaxed);
+        self.unreported.fetch_add(records, Ordering::Relaxed);
+    }
+
+    /// Tells of a change once, not of every failed write.
+    fn set_error(&self, new: Option<String>) {
+        let mut current = self.error.lock().unwrap_or_else(PoisonError::into_inner);
+        match (&*current, &new) {
+            (None, Some(message)) => {
+                error!("flow log: {message}: records are lost until it can be written again; policies stay enforced");
+            }
+            (Some(_), None) => info!("flow log: written again"),
+            _ => {}
+        }
+        *current = new;
+    }
+}
+
+/// For status.
+#[derive(Clone, Debug, Default)]
+pub struct SinkReport {
+    pub lost: u64,
+    pub error: Option<String>,
+}
+
+/// The writing end of the queue to the thread.
+#[derive(Debug)]
+pub struct Sink {
+    queue: Mutex<Option<SyncSender<Vec<Item>>>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+    shared: Arc<Shared>,
+}
+
+impl Sink {
+    /// Opens the log and starts its thread.
+    ///
+    /// # Errors
+    /// The file cannot be opened, or there are no more threads.
+    pub fn start(options: &FlowLogOptions, node: &Arc<str>) -> io::Result<Self> {
+        let output = match &options.target {
+            FlowLogTarget::Stdout => Output::Stdout,
+            FlowLogTarget::File(path) => {
+                Output::File(RotatingFile::open(path.clone(), options.max_size, options.max_files)?)
+            }
+        };
+        let (queue, batches) = sync_channel(QUEUE);
+        let shared = Arc::new(Shared::default());
+        let writer = Writer {
+            output,
+            node: node.clone(),
+            shared: shared.clone(),
+            buffer: Vec::with_capacity(CHUNK),
+            buffered: 0,
+            buffered_losses: 0,
+        };
+        let thread = std::thread::Builder::new()
+            .name("flow-log".to_owned())
+            .spawn(move || writer.run(&batches))?;
+        Ok(Self {
+            queue: Mutex::new(Some(queue)),
+            thread: Mutex::new(Some(thread)),
+            shared,
+        })
+    }
+
+    /// Hands over a batch, or loses it.
+    pub fn send(&self, items: Vec<Item>) {
+        let queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(queue) = &*queue else {
+            return;
+        };
+        if let Err(TrySendError::Full(items) | TrySendError::Disconnected(items)) = queue.try_send(items) {
+            self.shared.lose(items.len() as u64);
+        }
+    }
+
+    #[must_use]
+    pub fn report(&self) -> SinkReport {
+        SinkReport {
+            lost: self.shared.lost.load(Ordering::Relaxed),
+            error: self.shared.error.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+        }
+    }
+
+    /// Takes nothing more and writes what is there.
+    pub fn close(&self) {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(thread) = thread else {
+            return;
+        };
+        let deadline = Instant::now() + CLOSE_TIMEOUT;
+        while !thread.is_finished() {
+            if Instant::now() >= deadline {
+                error!("flow log: not written out within {CLOSE_TIMEOUT:?}, the last records are lost");
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        // A panic of the thread has been printed by it.
+        let _ = thread.join();
+    }
+}
+
+impl Drop for Sink {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+#[derive(Debug)]
+enum Output {
+    Stdout,
+    File(RotatingFile),
+}
+
+/// What the thread owns.
+struct Writer {
+    output: Output,
+    node: Arc<str>,
+    shared: Arc<Shared>,
+    buffer: Vec<u8>,
+    /// Records in `buffer`.
+    buffered: u64,
+    /// Losses that a line in `buffer` tells of.
+    buffered_losses: u64,
+}
+
+impl Writer {
+    fn run(mut self, batches: &Receiver<Vec<Item>>) {
+        while let Ok(batch) = batches.recv() {
+            self.take(&batch);
+            // More that is there already goes into the same write.
+            loop {
+                match batches.recv_timeout(Duration::ZERO) {
+                    Ok(batch) => self.take(&batch),
+                    Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => break,
+                }
+            }
+            self.report_losses();
+            self.flush();
+        }
+    }
+
+    fn take(&mut self, batch: &[Item]) {
+        for item in batch {
+            self.push(item);
+        }
+    }
+
+    fn push(&mut self, item: &Item) {
+        let before = self.buffer.len();
+        item.write_line(&self.node, &mut self.buffer);
+        if let Output::File(file) = &self.output
+            && !file.fits(self.buffer.len() as u64)
+            && (before > 0 || !file.is_empty())
+        {
+            // This line belongs into the next file.
+            let line = self.buffer.split_off(before);
+            self.flush();
+            self.rotate();
+            self.buffer.extend_from_slice(&line);
+        }
+        self.buffered += 1;
+        if self.buffer.len() >= CHUNK {
+            self.flush();
+        }
+    }
+
+    fn report_losses(&mut self) {
+        let lost = self.shared.unreported.swap(0, Ordering::Relaxed);
+        if lost > 0 {
+            if self.buffer.len() + 1024 > CHUNK {
+                self.flush();
+            }
+            self.push(&Item::Lost {
+                time: Timestamp::now(),
+                lost: LostEvent {
+                    source: LossSource::ObserverEventsQueue,
+                    num_events_lost: lost,
+                },
+            });
+            // The line itself is no record; if it does not get written either, what it tells must be told again.
+            self.buffered = self.buffered.saturating_sub(1);
+            self.buffered_losses = lost;
+        }
+    }
+
+    fn rotate(&mut self) {
+        if let Output::File(file) = &mut self.output
+            && let Err(error) = file.rotate()
+        {
+            self.shared
+                .set_error(Some(format!("cannot rotate {}: {error}", file.path().display())));
+        }
+    }
+
+    fn flush(&mut self) {
+        if self.buffer.is_empty() {
+            return;
+        }
+        let result = match &mut self.output {
+            Output::Stdout => {
+                use io::Write;
+                let mut stdout = io::stdout().lock();
+                stdout.write_all(&self.buffer).and_then(|()| stdout.flush())
+            }
+            Output::File(file) => file.write(&self.buffer),
+        };
+        match result {
+            Ok(()) => self.shared.set_error(None),
+            Err(error) => {
+                let name = match &self.output {
+                    Output::Stdout => "standard output".to_owned(),
+                    Output::File(file) => file.path().display().to_string(),
+                };
+                self.shared.set_error(Some(format!("cannot write {name}: {error}")));
+                self.shared.lose(self.buffered);
+                self.shared
+                    .unreported
+                    .fetch_add(self.buffered_losses, Ordering::Relaxed);
+            }
+        }
+        self.buffer.clear();
+        self.buffered = 0;
+        self.buffered_losses = 0;
+    }
+}

@@ -37,6 +37,11 @@ const CAPACITY: Capacity = Capacity {
     traces: 1 << 20,
 };
 
+/// Makes all objects of a world.
+type World = fn() -> Vec<Value>;
+/// Makes an object's version of one repetition.
+type Version = fn(usize) -> Value;
+
 pub fn run(quick: bool) -> Result<()> {
     report::heading("compile", "from objects to decision tables, in memory");
     let mut figures = Vec::new();
@@ -51,7 +56,7 @@ pub fn run(quick: bool) -> Result<()> {
         "decisions",
     ]);
     let mut single = Table::new(["world", "one change", "p50 ms", "max ms", "map writes"]);
-    let worlds: [(&str, fn() -> Vec<Value>); 2] = [
+    let worlds: [(&str, World); 2] = [
         ("10,000 pods, 1,000 policies", large_cluster),
         ("20,000 pods, 10,000 selectors", many_selectors),
     ];
@@ -119,14 +124,14 @@ fn many_selectors() -> Vec<Value> {
 fn local_objects() -> Vec<Value> {
     let pod =
         |(number, name): (usize, &&str)| world::pod(name, name, Ipv4Addr::new(10, 77, 0, 10 + number as u8), NAME);
-    world::cluster()
+    world::cluster(Ipv4Addr::new(10, 78, 0, 1).into())
         .into_iter()
         .chain(load::LOCAL_PODS.iter().enumerate().map(pod))
         .collect()
 }
 
-/// Single changes, each a name and the object's version of each repetition.
-fn changes() -> [(&'static str, fn(usize) -> Value); 5] {
+/// Single changes.
+fn changes() -> [(&'static str, Version); 5] {
     [
         ("a new remote pod", |number| {
             world::remote_pod(50_000 + number, &world::group(number))

@@ -9,7 +9,6 @@ use clap::{Parser, ValueEnum as _};
 
 use self::arguments::Name;
 
-mod agent;
 mod arguments;
 mod compile;
 mod connections;
@@ -17,7 +16,6 @@ mod footprint;
 mod interrupt;
 mod latency;
 mod load;
-mod netns;
 mod node;
 mod priority;
 mod report;

@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr},
     path::{Path, PathBuf},
 };
 
@@ -32,9 +32,9 @@ impl World {
     /// The nodes, the namespace and, in files of their own, the pods of `node`, each with its name as the label `app`.
     pub fn new(node: &node::Node) -> Result<Self> {
         let world = Self {
-            dir: TempDir::with_prefix("weir-bench-manifests-")?,
+            dir: TempDir::new_in(node.directory())?,
         };
-        world.write("cluster", &cluster())?;
+        world.write("cluster", &cluster(node.address()?))?;
         for pod in &node.pods {
             let (from, to) = world.prepare_local_pod(pod, &pod.name)?;
             fs::rename(from, to)?;
@@ -84,10 +84,10 @@ impl World {
 }
 
 /// The nodes and the namespace.
-pub fn cluster() -> [Value; 3] {
+pub fn cluster(node: IpAddr) -> [Value; 3] {
     [
-        node_object(node::NAME, node::ADDRESS),
-        node_object(REMOTE_NODE, Ipv4Addr::new(10, 78, 0, 2)),
+        node_object(node::NAME, node),
+        node_object(REMOTE_NODE, Ipv4Addr::new(10, 78, 0, 2).into()),
         namespace("shop"),
     ]
 }
@@ -130,7 +130,7 @@ pub fn policy(name: &str, subject: &str, ingress: &[Value]) -> Value {
     })
 }
 
-fn node_object(name: &str, address: Ipv4Addr) -> Value {
+fn node_object(name: &str, address: IpAddr) -> Value {
     json!({
         "apiVersion": "v1", "kind": "Node",
         "metadata": { "name": name, "labels": { "kubernetes.io/hostname": name, "kubernetes.io/os": "linux" } },

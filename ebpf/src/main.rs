@@ -3,18 +3,22 @@
 
 #[cfg(target_arch = "bpf")]
 mod programs {
-    use aya_ebpf::{bindings::TC_ACT_UNSPEC, macros::classifier, programs::TcContext};
+    use aya_ebpf::{macros::classifier, programs::TcContext};
+    use weir_common::Direction;
+    use weir_ebpf::Skb;
 
     /// Host ingress: what the pod sends.
     #[classifier]
-    pub fn weir_from_pod(_ctx: TcContext) -> i32 {
-        TC_ACT_UNSPEC
+    pub fn weir_from_pod(ctx: TcContext) -> i32 {
+        // SAFETY: the context of this run.
+        weir_ebpf::run(unsafe { Skb::new(ctx.skb.skb) }, Direction::Egress)
     }
 
     /// Host egress: what the pod receives.
     #[classifier]
-    pub fn weir_to_pod(_ctx: TcContext) -> i32 {
-        TC_ACT_UNSPEC
+    pub fn weir_to_pod(ctx: TcContext) -> i32 {
+        // SAFETY: the context of this run.
+        weir_ebpf::run(unsafe { Skb::new(ctx.skb.skb) }, Direction::Ingress)
     }
 
     /// The kernel hands helpers such as `bpf_probe_read_kernel` only to programs whose licence it counts as GPL.

@@ -1,0 +1,423 @@
+//! Keeps looking for the interfaces of local pods, and says when one is found or gone.
+
+use std::{
+    collections::{HashMap, HashSet},
+    io,
+    net::IpAddr,
+    time::Duration,
+};
+
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep_until},
+};
+use tracing::{debug, warn};
+
+use super::{
+    locate::{Place, locate},
+    netlink::{Asker, Heard, Monitor},
+    tables::Tables,
+};
+use crate::policy::change::PeerKey;
+
+/// How long news of the kernel is gathered before pods are looked for again: a container runtime makes an interface,
+/// its addresses and routes in one go.
+const GATHER: Duration = Duration::from_millis(2);
+/// Pauses between attempts for a pod that is not found, if nothing that the kernel says changes anything.
+const FIRST_RETRY: Duration = Duration::from_millis(250);
+const LAST_RETRY: Duration = Duration::from_secs(30);
+
+/// What there is to say of interfaces.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// The host's side of a pod's interface.
+    Found {
+        pod: PeerKey,
+        ifindex: u32,
+        name: String,
+        /// Packets on it have no Ethernet header.
+        layer3: bool,
+        /// Addresses of the pod that lead nowhere (yet), and why.
+        unlocated: Vec<(IpAddr, String)>,
+    },
+    /// The interface is gone, or another one is the pod's now (then `Found` follows).
+    Lost { pod: PeerKey, ifindex: u32 },
+    /// No interface was found. It is looked for further on; said again only with another reason.
+    Missing { pod: PeerKey, reason: String },
+    /// The node's own addresses (without loopback and link-local ones), sorted: once at first, then on every change.
+    NodeAddresses(Vec<IpAddr>),
+}
+
+enum Command {
+    Watch(PeerKey, Vec<IpAddr>),
+    Forget(PeerKey),
+}
+
+/// Finds the interfaces of pods in one network namespace. Stops when it and its events' receiver are dropped.
+#[derive(Clone, Debug)]
+pub struct Discovery {
+    commands: mpsc::UnboundedSender<Command>,
+}
+
+impl Discovery {
+    /// Starts looking, in the network namespace of the calling thread, which must be within a tokio runtime.
+    ///
+    /// # Errors
+    /// Where a netlink socket cannot be opened.
+    pub fn spawn() -> io::Result<(Self, mpsc::Receiver<Event>)> {
+        let (commands, inbox) = mpsc::unbounded_channel();
+        let (events, receiver) = mpsc::channel(1024);
+        let monitor = Monitor::open()?;
+        let asker = Asker::open()?;
+        let task = Task {
+            tables: Tables::default(),
+            pods: HashMap::new(),
+            asker,
+            events,
+            own_addresses: None,
+        };
+        tokio::spawn(task.run(monitor, inbox));
+        Ok((Self { commands }, receiver))
+    }
+
+    /// Looks for the interface of a pod with these addresses, until [`Self::forget`]. Again with other addresses: the
+    /// pod has those now.
+    pub fn watch(&self, pod: PeerKey, addresses: Vec<IpAddr>) {
+        // Nobody listens any more only while everything ends.
+        let _ = self.commands.send(Command::Watch(pod, addresses));
+    }
+
+    /// The pod is gone. No event follows.
+    pub fn forget(&self, pod: PeerKey) {
+        let _ = self.commands.send(Command::Forget(pod));
+    }
+}
+
+struct Pod {
+    addresses: Vec<IpAddr>,
+    found: Option<u32>,
+    /// Some address of it is not located.
+    incomplete: bool,
+    /// The last reason that was reported.
+    reported: Option<String>,
+    pause: Duration,
+    retry: Instant,
+}
+
+struct Task {
+    tables: Tables,
+    pods: HashMap<PeerKey, Pod>,
+    asker: Asker,
+    events: mpsc::Sender<Event>,
+    own_addresses: Option<Vec<IpAddr>>,
+}
+
+/// Nobody receives events any more.
+struct Closed;
+
+/// What has happened since pods were looked for the last time.
+#[derive(Default)]
+struct News {
+    /// When the first of it came.
+    since: Option<Instant>,
+    any: bool,
+    host_routes: HashSet<IpAddr>,
+    gone: HashSet<u32>,
+    overrun: bool,
+}
+
+impl Task {
+    async fn run(mut self, mut monitor: Monitor, mut inbox: mpsc::UnboundedReceiver<Command>) {
+        let mut news = News {
+            since: Some(Instant::now()),
+            overrun: true,
+            ..News::default()
+        };
+        loop {
+            let due = news.since.map(|since| since + GATHER);
+            let retry = self.pods.values().filter(|pod| pod.waits()).map(|pod| pod.retry).min();
+            let wake = due.into_iter().chain(retry).min();
+            tokio::select! {
+                biased;
+                command = inbox.recv() => {
+                    let Some(command) = command else { return };
+                    let mut pending = vec![command];
+                    while let Ok(command) = inbox.try_recv() {
+                        pending.push(command);
+                    }
+                    self.obey(pending);
+                    // What the pods are looked for in must have been read once.
+                    news.since.get_or_insert_with(Instant::now);
+                    news.any = true;
+                }
+                () = until(wake), if wake.is_some() => {
+                    if self.look(std::mem::take(&mut news)).await.is_err() {
+                        return;
+                    }
+                }
+                heard = monitor.next() => match heard {
+                    Ok(heard) => self.hear(heard, &mut news),
+                    Err(error) => {
+                        warn!(%error, "listening to netlink");
+                        news.overrun = true;
+                        news.since = Some(Instant::now() + FIRST_RETRY);
+                    }
+                },
+            }
+        }
+    }
+
+    fn obey(&mut self, commands: Vec<Command>) {
+        for command in commands {
+            match command {
+                Command::Forget(pod) => {
+                    self.pods.remove(&pod);
+                }
+                Command::Watch(key, addresses) => {
+                    let found = self.pods.get(&key).and_then(|pod| pod.found);
+                    let pod = Pod {
+                        addresses,
+                        found,
+                        incomplete: true,
+                        reported: None,
+                        pause: FIRST_RETRY,
+                        retry: Instant::now(),
+                    };
+                    self.pods.insert(key, pod);
+                }
+            }
+        }
+    }
+
+    fn hear(&mut self, heard: Heard, news: &mut News) {
+        let messages = match heard {
+            Heard::Messages(messages) => messages,
+            Heard::Overrun => {
+                debug!("netlink said more than there was room for; reading everything again");
+                news.overrun = true;
+                news.since.get_or_insert_with(Instant::now);
+                return;
+            }
+        };
+        for (message, replace) in messages {
+            let touched = self.tables.apply(&message, replace);
+            if touched != super::tables::Touched::default() {
+                news.since.get_or_insert_with(Instant::now);
+            }
+            news.any |= touched.any;
+            news.host_routes.extend(touched.host_route);
+            news.gone.extend(touched.gone);
+        }
+    }
+
+    async fn look(&mut self, news: News) -> Result<(), Closed> {
+        let now = Instant::now();
+        let retry = self
+            .pods
+            .values()
+            .any(|pod| pod.waits() && pod.retry <= now && pod.pause > FIRST_RETRY);
+        let mut renewed = news.overrun;
+        if news.overrun || retry {
+            // IPv4 routes that go with an address are not announced, and a full socket loses news.
+            match self.asker.dump().await {
+                Ok(tables) => self.tables = tables,
+                Err(error) => {
+                    warn!(%error, "reading links, routes and neighbours");
+                    renewed = false;
+                }
+            }
+        }
+        self.tell_own_addresses().await?;
+        let keys: Vec<PeerKey> = self
+            .pods
+            .iter()
+            .filter(|(_, pod)| {
+                let due = pod.waits() && (news.any || renewed || pod.retry <= now);
+                let moved = pod.addresses.iter().any(|address| news.host_routes.contains(address));
+                let lost = pod
+                    .found
+                    .is_some_and(|ifindex| news.gone.contains(&ifindex) || !self.tables.links.contains_key(&ifindex));
+                due || moved || lost || renewed
+            })
+            .map(|(key, _)| key.clone())
+            .collect();
+        for key in keys {
+            self.look_for(key, &news, now).await?;
+        }
+        Ok(())
+    }
+
+    async fn tell_own_addresses(&mut self) -> Result<(), Closed> {
+        let own = self.tables.own_addresses();
+        if self.own_addresses.as_ref() == Some(&own) {
+            return Ok(());
+        }
+        self.own_addresses = Some(own.clone());
+        self.tell(Event::NodeAddresses(own)).await
+    }
+
+    async fn look_for(&mut self, key: PeerKey, news: &News, now: Instant) -> Result<(), Closed> {
+        let Some(mut pod) = self.pods.remove(&key) else {
+            return Ok(());
+        };
+        if let Some(ifindex) = pod.found
+            && (news.gone.contains(&ifindex) || !self.tables.links.contains_key(&ifindex))
+        {
+            pod.found = None;
+            self.tell(Event::Lost {
+                pod: key.clone(),
+                ifindex,
+            })
+            .await?;
+        }
+        let search = self.search(&pod, now).await;
+        let result = self.conclude(&key, &mut pod, search, now).await;
+        self.pods.insert(key, pod);
+        result
+    }
+
+    async fn search(&self, pod: &Pod, now: Instant) -> Search {
+        let mut search = Search::default();
+        for address in &pod.addresses {
+            let mut place = locate(&self.tables, *address, None);
+            if place == Place::AskKernel {
+                let asked = self.asker.route(*address).await;
+                place = locate(&self.tables, *address, Some(&asked));
+            }
+            match place {
+                Place::Interface(ifindex) => {
+                    search.interfaces.insert(ifindex);
+                    search.routed = true;
+                }
+                Place::Port(ifindex) => {
+                    search.interfaces.insert(ifindex);
+                }
+                Place::Unresolved { bridge, reason } => {
+                    // At most once per pause, so an address that nobody has costs next to nothing.
+                    if pod.retry <= now
+                        && let Err(error) = self.asker.solicit(bridge, *address).await
+                    {
+                        debug!(%address, %error, "asking for a neighbour");
+                    }
+                    search.unlocated.push((*address, reason));
+                }
+                Place::Nowhere(reason) => search.unlocated.push((*address, reason)),
+                Place::AskKernel => search.unlocated.push((*address, "no route leads to it".into())),
+            }
+        }
+        search
+    }
+
+    async fn conclude(&self, key: &PeerKey, pod: &mut Pod, search: Search, now: Instant) -> Result<(), Closed> {
+        pod.incomplete = !search.unlocated.is_empty() || search.interfaces.len() != 1;
+        if pod.waits() && pod.retry <= now {
+            pod.retry = now + pod.pause;
+            pod.pause = (pod.pause * 2).min(LAST_RETRY);
+        } else if !pod.waits() {
+            pod.pause = FIRST_RETRY;
+        }
+        let mut interfaces = search.interfaces.iter().copied();
+        match (interfaces.next(), interfaces.next()) {
+            (Some(ifindex), None) => {
+                let reasons = (!search.unlocated.is_empty()).then(|| search.reason());
+                if pod.found == Some(ifindex) && pod.reported == reasons {
+                    return Ok(());
+                }
+                if pod.found.is_some_and(|old| old != ifindex) && !search.routed {
+                    // Another pod on the bridge claims its address; while the interface is there, it stays the pod's.
+                    debug!(pod = %key, ifindex, "a bridge port claims the address of a pod that has its interface");
+                    return Ok(());
+                }
+                let Some(link) = self.tables.links.get(&ifindex).cloned() else {
+                    return Ok(());
+                };
+                if let Some(old) = pod.found.filter(|old| *old != ifindex) {
+                    self.tell(Event::Lost {
+                        pod: key.clone(),
+                        ifindex: old,
+                    })
+                    .await?;
+                }
+                pod.found = Some(ifindex);
+                pod.reported = reasons;
+                self.tell(Event::Found {
+                    pod: key.clone(),
+                    ifindex,
+                    name: link.name,
+                    layer3: link.layer3,
+                    unlocated: search.unlocated,
+                })
+                .await
+            }
+            // An interface that was found is not given up because a route flaps: the pod would be open for that time.
+            (None, _) if pod.found.is_some() => Ok(()),
+            (first, _) => {
+                let reason = if first.is_none() {
+                    search.reason()
+                } else {
+                    self.disagreement(&search)
+                };
+                if pod.found.is_some() || pod.reported.as_ref() == Some(&reason) {
+                    return Ok(());
+                }
+                pod.reported = Some(reason.clone());
+                self.tell(Event::Missing {
+                    pod: key.clone(),
+                    reason,
+                })
+                .await
+            }
+        }
+    }
+
+    fn disagreement(&self, search: &Search) -> String {
+        let mut names: Vec<&str> = search
+            .interfaces
+            .iter()
+            .map(|ifindex| self.tables.links.get(ifindex).map_or("?", |link| link.name.as_str()))
+            .collect();
+        names.sort_unstable();
+        format!("its addresses lead to different interfaces ({})", names.join(", "))
+    }
+
+    async fn tell(&self, event: Event) -> Result<(), Closed> {
+        self.events.send(event).await.map_err(|_| Closed)
+    }
+}
+
+impl Pod {
+    /// It is worth looking again.
+    fn waits(&self) -> bool {
+        self.found.is_none() || self.incomplete
+    }
+}
+
+/// What was found out about one pod.
+#[derive(Default)]
+struct Search {
+    interfaces: HashSet<u32>,
+    /// A route says so, which only root can have made.
+    routed: bool,
+    unlocated: Vec<(IpAddr, String)>,
+}
+
+impl Search {
+    fn reason(&self) -> String {
+        if self.unlocated.is_empty() {
+            return "it has no address".into();
+        }
+        let lines: Vec<String> = self
+            .unlocated
+            .iter()
+            .map(|(address, reason)| format!("{address}: {reason}"))
+            .collect();
+        lines.join("; ")
+    }
+}
+
+async fn until(time: Option<Instant>) {
+    match time {
+        Some(time) => sleep_until(time).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,247 @@
+//! The connection table: packets of known flows need no policy.
+//!
+//! An entry belongs to an LRU map, whose elements are recycled at once. So what is read through a pointer may
+//! suddenly be another flow's: that is good for passing one packet of a flow that had an entry a moment ago, and for
+//! counting, but not for making a new entry. Who makes one from an old one copies it, and then asks whether the
+//! element is still that flow's.
+
+use aya_ebpf::{bindings::BPF_NOEXIST, macros::map, maps::LruHashMap};
+use weir_common::{
+    conntrack::{CtEntry, CtKey, State},
+    counters::Tally,
+    endpoint::EndpointEntry,
+    policy::{IPPROTO_ICMP, IPPROTO_ICMPV6},
+    reason::Reason,
+};
+
+use crate::{
+    counters,
+    endpoint::Endpoint,
+    event,
+    flow::Flow,
+    kernel,
+    open::{open, rejudge},
+    parse::transport::Icmp,
+    scratch::Scratch,
+};
+
+#[map]
+static CONNECTIONS: LruHashMap<CtKey, CtEntry> = LruHashMap::with_max_entries(262_144, 0);
+
+#[map]
+static UNCONFIRMED: LruHashMap<CtKey, CtEntry> = LruHashMap::with_max_entries(65536, 0);
+
+const EEXIST: i32 = -17;
+
+/// Which of the two maps an entry is in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// Both sides have spoken (of TCP: the opener has acknowledged), or the flow was adopted.
+    Confirmed,
+    Unconfirmed,
+}
+
+/// How an insertion went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Inserted {
+    Yes,
+    /// Another processor was faster.
+    Exists,
+    Failed,
+}
+
+impl Place {
+    #[inline(always)]
+    const fn map(self) -> &'static LruHashMap<CtKey, CtEntry> {
+        match self {
+            Self::Confirmed => &CONNECTIONS,
+            Self::Unconfirmed => &UNCONFIRMED,
+        }
+    }
+
+    #[inline(always)]
+    pub fn get(self, key: &CtKey) -> Option<*mut CtEntry> {
+        match self {
+            Self::Confirmed => CONNECTIONS.get_ptr_mut(key),
+            Self::Unconfirmed => UNCONFIRMED.get_ptr_mut(key),
+        }
+    }
+
+    /// Makes an entry that must not be there yet.
+    #[inline(always)]
+    pub fn insert(self, key: &CtKey, entry: &CtEntry) -> Inserted {
+        match self.map().insert(key, entry, BPF_NOEXIST as u64) {
+            Ok(()) => {
+                counters::tally(match self {
+                    Self::Confirmed => Tally::Confirmed,
+                    Self::Unconfirmed => Tally::Unconfirmed,
+                });
+                Inserted::Yes
+            }
+            Err(EEXIST) => Inserted::Exists,
+            Err(_) => Inserted::Failed,
+        }
+    }
+
+    /// Replaces an entry as a whole.
+    #[inline(always)]
+    pub fn replace(self, key: &CtKey, entry: &CtEntry) -> bool {
+        self.map().insert(key, entry, 0).is_ok()
+    }
+
+    #[inline(always)]
+    pub fn remove(self, key: &CtKey) {
+        if self.map().remove(key).is_ok() {
+            counters::tally(match self {
+                Self::Confirmed => Tally::ConfirmedDeleted,
+                Self::Unconfirmed => Tally::UnconfirmedDeleted,
+            });
+        }
+    }
+}
+
+/// The entry of a flow, wherever it is.
+#[inline(always)]
+pub fn find(key: &CtKey) -> Option<(*mut CtEntry, Place)> {
+    match CONNECTIONS.get_ptr_mut(key) {
+        Some(entry) => Some((entry, Place::Confirmed)),
+        None => UNCONFIRMED.get_ptr_mut(key).map(|entry| (entry, Place::Unconfirmed)),
+    }
+}
+
+/// Passes a packet by its flow's entry, or judges it.
+#[inline(never)]
+pub fn follow(endpoint: &mut Endpoint, scratch: &mut Scratch) -> Reason {
+    let flow = &mut scratch.flow;
+    let Some((entry, place)) = find(&flow.key) else {
+        return open(endpoint, scratch, None);
+    };
+    // SAFETY: a live map element of integers; that other processors write to them is expected (see above).
+    let known = unsafe { &*entry };
+    if !continues(known, flow) {
+        return open(endpoint, scratch, Some(place));
+    }
+    let Some(reason) = current(known, endpoint) else {
+        return rejudge(endpoint, scratch, entry, place, true);
+    };
+    flow.decision = known.decision;
+    touch(entry, flow);
+    if matches!(place, Place::Unconfirmed) {
+        promote(entry, scratch);
+    }
+    reason
+}
+
+/// Passes an ICMP error by the entry of the flow that it quotes, whose key the packet has taken over.
+#[inline(always)]
+pub fn follow_related(endpoint: &mut Endpoint, scratch: &mut Scratch) -> Option<Reason> {
+    let (entry, place) = find(&scratch.flow.key)?;
+    // SAFETY: as in `follow`.
+    let known = unsafe { &*entry };
+    let reason = match current(known, endpoint) {
+        Some(reason) => reason,
+        None => rejudge(endpoint, scratch, entry, place, false),
+    };
+    Some(match reason {
+        Reason::Established | Reason::Rejudged => Reason::Related,
+        other => other,
+    })
+}
+
+/// The reason to pass (or, where the endpoint is only audited, to have dropped) a packet of this flow; `None` where
+/// the flow must be judged again.
+#[inline(always)]
+fn current(entry: &CtEntry, endpoint: &Endpoint) -> Option<Reason> {
+    if entry.epoch != endpoint.epoch() {
+        None
+    } else if entry.decision.allows() {
+        Some(Reason::Established)
+    } else if endpoint.has(EndpointEntry::AUDIT) {
+        Some(Reason::PolicyDenied)
+    } else {
+        None
+    }
+}
+
+/// True where the packet belongs to the flow of this entry; false where it begins another under the same key.
+#[inline(always)]
+fn continues(entry: &CtEntry, flow: &Flow) -> bool {
+    let protocol = flow.key.protocol();
+    if entry.expired(protocol, flow.now) {
+        return false;
+    }
+    let forward = entry.opener() as u8 == flow.direction() as u8;
+    if flow.opens() {
+        // From the opener: sent again. From the other side: a connection of its own, to be judged in its own direction.
+        return forward && !matches!(entry.state(protocol), State::Closed);
+    }
+    if protocol == IPPROTO_ICMP || protocol == IPPROTO_ICMPV6 {
+        let v4 = flow.key.peer.is_v4();
+        if Icmp::is(v4, protocol) {
+            let opener = (entry.opener_icmp >> 8) as u8;
+            let kind = (flow.icmp >> 8) as u8;
+            return if forward {
+                kind == opener
+            } else {
+                matches!(Icmp::of(v4, opener), Icmp::EchoRequest) && matches!(Icmp::of(v4, kind), Icmp::EchoReply)
+            };
+        }
+    }
+    true
+}
+
+/// Remembers a packet in its flow's entry.
+#[inline(always)]
+fn touch(entry: *mut CtEntry, flow: &Flow) {
+    // SAFETY: a live map element. Only counters, times and flags of one side are written, so that an element that
+    // was recycled meanwhile gets no rights, but a wrong count at worst.
+    unsafe {
+        let side = if flow.from_pod {
+            &raw mut (*entry).sides[0]
+        } else {
+            &raw mut (*entry).sides[1]
+        };
+        kernel::add(&raw mut (*side).packets, flow.packets as u64);
+        kernel::add(&raw mut (*side).bytes, flow.bytes as u64);
+        if kernel::read(&raw const (*side).last_seen) != flow.now {
+            kernel::write(&raw mut (*side).last_seen, flow.now);
+        }
+        let flags = kernel::read(&raw const (*side).flags);
+        if flags | flow.flags != flags {
+            let before = (*entry).state(flow.key.protocol());
+            kernel::write(&raw mut (*side).flags, flags | flow.flags);
+            if flow.may_close() && !matches!(before, State::Closed) {
+                close(entry, flow);
+            }
+        }
+    }
+}
+
+/// Tells the agent if the packet has closed its flow.
+#[inline(never)]
+fn close(entry: *mut CtEntry, flow: &Flow) {
+    // SAFETY: a live map element of integers.
+    let known = unsafe { &*entry };
+    if matches!(known.state(flow.key.protocol()), State::Closed) && known.decision.allows() {
+        event::ended(flow, entry, Reason::Established);
+    }
+}
+
+/// Moves an entry to the confirmed map once its flow is open. (One that was refused stays: whoever makes a pod send
+/// resets must not be able to evict live connections.)
+#[inline(never)]
+fn promote(entry: *mut CtEntry, scratch: &mut Scratch) {
+    let key = &scratch.flow.key;
+    let copy = &mut scratch.open.entry;
+    // SAFETY: a live map element, and memory of our own.
+    unsafe { kernel::copy(entry, copy) };
+    if !matches!(copy.state(key.protocol()), State::Open | State::Closing) {
+        return;
+    }
+    if UNCONFIRMED.get_ptr_mut(key) != Some(entry) {
+        return;
+    }
+    if !matches!(Place::Confirmed.insert(key, copy), Inserted::Failed) {
+        Place::Unconfirmed.remove(key);
+    }
+}

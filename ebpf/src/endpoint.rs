@@ -1,0 +1,145 @@
+//! Whose interface a packet passes.
+
+use aya_ebpf::{macros::map, maps::HashMap};
+use weir_common::{Addr, Direction, endpoint::EndpointEntry, policy::DirectionPolicy, reason::Reason};
+
+use crate::kernel;
+
+#[map]
+static ENDPOINTS: HashMap<u32, EndpointEntry> = HashMap::with_max_entries(4096, 0);
+
+/// An endpoint's map element, and the part of it that every packet needs.
+///
+/// The element can be recycled for another endpoint while it is read. It is always written whole, from its first
+/// word to its last. So who reads the last word first, then what it wants, then the first word, and finds the two
+/// words equal, has read one version. (Loads are not reordered with loads on x86-64; elsewhere this rests on the
+/// helper calls between them.)
+pub struct Endpoint {
+    entry: *const EndpointEntry,
+    ifindex: u32,
+    stamp: u64,
+    pub flags: u32,
+}
+
+/// What an endpoint obeys in one direction, and since when.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+pub struct PolicyView {
+    pub epoch: u32,
+    pub adopt_until: u64,
+    pub policy: DirectionPolicy,
+}
+
+macro_rules! field {
+    ($entry:expr, $($field:tt)+) => {{
+        let entry: *const EndpointEntry = $entry;
+        // SAFETY: `entry` came out of the map for this program run, all its fields are plain integers, and who
+        // reads them checks the stamps afterwards.
+        unsafe { kernel::read(&raw const (*entry).$($field)+) }
+    }};
+}
+
+impl Endpoint {
+    /// The endpoint behind an interface.
+    ///
+    /// # Errors
+    /// [`Reason::NoEndpoint`], or [`Reason::Unstable`] where the value changed during two reads.
+    #[inline(always)]
+    pub fn find(ifindex: u32) -> Result<Self, Reason> {
+        let mut tries = 0;
+        loop {
+            let Some(entry) = ENDPOINTS.get_ptr(&ifindex) else {
+                return Err(Reason::NoEndpoint);
+            };
+            let stamp = field!(entry, stamp_end);
+            let found = field!(entry, ifindex);
+            let flags = field!(entry, flags);
+            if field!(entry, stamp) == stamp && found == ifindex {
+                return Ok(Self {
+                    entry,
+                    ifindex,
+                    stamp,
+                    flags,
+                });
+            }
+            tries += 1;
+            if tries == 2 {
+                return Err(Reason::Unstable);
+            }
+        }
+    }
+
+    #[inline(always)]
+    pub const fn id(&self) -> u32 {
+        (self.stamp >> 32) as u32
+    }
+
+    #[inline(always)]
+    pub const fn epoch(&self) -> u32 {
+        self.stamp as u32
+    }
+
+    #[inline(always)]
+    pub const fn has(&self, flags: u32) -> bool {
+        self.flags & flags != 0
+    }
+
+    /// Nothing may pass in this direction.
+    #[inline(always)]
+    pub const fn is_closed(&self, direction: Direction) -> bool {
+        self.has(match direction {
+            Direction::Egress => EndpointEntry::EGRESS_CLOSED,
+            Direction::Ingress => EndpointEntry::INGRESS_CLOSED,
+        })
+    }
+
+    /// Some policy selects the endpoint in this direction.
+    #[inline(always)]
+    pub const fn is_isolated(&self, direction: Direction) -> bool {
+        self.has(match direction {
+            Direction::Egress => EndpointEntry::EGRESS_ISOLATED,
+            Direction::Ingress => EndpointEntry::INGRESS_ISOLATED,
+        })
+    }
+
+    /// True while the element still holds the version that was read.
+    #[inline(always)]
+    pub fn is_current(&self) -> bool {
+        field!(self.entry, stamp) == self.stamp
+    }
+
+    /// Looks the endpoint up again after it changed; false where the interface has another owner by now.
+    #[inline(always)]
+    pub fn refresh(&mut self) -> bool {
+        match Self::find(self.ifindex) {
+            Ok(new) if new.id() == self.id() => {
+                *self = new;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// The endpoint's own address of one family. The caller asks [`Self::is_current`] afterwards.
+    #[inline(always)]
+    pub fn address(&self, v4: bool) -> Addr {
+        let entry = self.entry;
+        if v4 { field!(entry, addr4) } else { field!(entry, addr6) }
+    }
+
+    /// The policy of one direction. The caller asks [`Self::is_current`] afterwards.
+    #[inline(always)]
+    pub fn policy(&self, direction: Direction, view: &mut PolicyView) {
+        let entry = self.entry;
+        view.epoch = self.epoch();
+        view.adopt_until = field!(entry, adopt_until);
+        let policy = match direction {
+            // SAFETY: a live map element; only addresses are computed.
+            Direction::Egress => unsafe { &raw const (*entry).egress },
+            // SAFETY: as above.
+            Direction::Ingress => unsafe { &raw const (*entry).ingress },
+        };
+        // SAFETY: both are live, and plain data.
+        unsafe { kernel::copy_words(policy, &raw mut view.policy) };
+    }
+}

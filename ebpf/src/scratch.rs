@@ -1,0 +1,49 @@
+//! Working memory: the stack's 512 bytes are not enough.
+
+use aya_ebpf::{macros::map, maps::PerCpuArray};
+use weir_common::{Direction, conntrack::CtEntry, event::DenialEntry, policy::Row};
+
+use crate::{
+    endpoint::PolicyView,
+    flow::Flow,
+    parse::{Network, transport::Transport},
+    related::Quoted,
+};
+
+/// What is known of the packet in hand, and what is being built because of it. Nothing in it outlives the packet.
+///
+/// A program that keeps its variables here is also quicker to verify: the verifier does not tell one value from
+/// another in a map, so it does not walk the same code once for each.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+pub struct Scratch {
+    pub flow: Flow,
+    pub network: Network,
+    pub header: Transport,
+    pub quoted: Quoted,
+    pub open: Open,
+    pub denial: DenialEntry,
+}
+
+/// What judging a flow needs.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+pub struct Open {
+    pub view: PolicyView,
+    pub row: Row,
+    pub entry: CtEntry,
+}
+
+/// One for each direction. TC programs run with bottom halves disabled, so no two of one hook share a processor.
+#[map]
+static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(2, 0);
+
+/// This processor's working memory for packets of one direction.
+#[inline(always)]
+pub fn of(direction: Direction) -> Option<&'static mut Scratch> {
+    // SAFETY: array elements live as long as their map, all of `Scratch` is plain data, and nobody else has this
+    // processor's element now (see above).
+    SCRATCH
+        .get_ptr_mut(direction as u32)
+        .map(|scratch| unsafe { &mut *scratch })
+}

@@ -22,7 +22,7 @@ mod report;
 mod world;
 
 #[derive(Parser)]
-struct Arguments {
+struct CommandLine {
     /// The `weir` binary to measure
     #[arg(long)]
     weir: PathBuf,
@@ -32,7 +32,7 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
+    match run(&CommandLine::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
@@ -41,7 +41,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(Arguments { weir, bench }: &Arguments) -> Result<()> {
+fn run(CommandLine { weir, bench }: &CommandLine) -> Result<()> {
     interrupt::catch()?;
     let names = if bench.names.is_empty() {
         Name::value_variants()

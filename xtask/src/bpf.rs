@@ -159,8 +159,7 @@ impl Toolchain {
             .args(["--profile", PROFILE, "--target", TARGET, "-Zbuild-std=core"])
             .arg("--target-dir")
             .arg(target_dir)
-            .arg("--features")
-            .arg(features.join(","));
+            .args(features.iter().map(|feature| format!("--features={feature}")));
         cargo
     }
 

@@ -2,7 +2,10 @@
 
 use std::{net::SocketAddr, path::PathBuf, str::FromStr};
 
-use clap::Args;
+use clap::{
+    Args,
+    builder::{PossibleValue, PossibleValuesParser, TypedValueParser},
+};
 
 use super::{
     args::{DEFAULT_BPFFS, RunDir},
@@ -45,6 +48,19 @@ impl FromStr for Size {
     }
 }
 
+fn attach_modes() -> impl TypedValueParser<Value = AttachMode> {
+    PossibleValuesParser::new([
+        PossibleValue::new("auto").help("TCX where the kernel has it (6.6 and later), else clsact filters"),
+        PossibleValue::new("tcx").help("TCX links"),
+        PossibleValue::new("tc").help("clsact filters"),
+    ])
+    .map(|mode| match mode.as_str() {
+        "tcx" => AttachMode::Tcx,
+        "tc" => AttachMode::Tc,
+        _ => AttachMode::Auto,
+    })
+}
+
 #[derive(Debug, Args)]
 pub struct Agent {
     /// Name of this node's Node object [default: the host's name]
@@ -68,7 +84,7 @@ pub struct Agent {
     #[arg(long, value_name = "NUMBER", default_value_t = 5, requires = "flow_log", value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub flow_log_max_files: u32,
     /// How to attach to interfaces
-    #[arg(long, value_enum, default_value_t)]
+    #[arg(long, value_name = "MODE", default_value = "auto", value_parser = attach_modes())]
     pub attach: AttachMode,
     /// Log nothing below this level
     #[arg(long, value_enum, value_name = "LEVEL", default_value_t)]

@@ -13,6 +13,7 @@
 pub mod agent;
 pub mod args;
 pub mod client;
+pub mod detach;
 pub mod dump;
 pub mod error;
 pub mod explain;
@@ -23,6 +24,9 @@ pub mod output;
 pub mod protocol;
 pub mod server;
 pub mod status;
+
+#[cfg(test)]
+mod tests;
 
 use std::{ffi::OsString, io::Write, process::ExitCode};
 
@@ -50,6 +54,8 @@ pub enum Verb {
     Explain(explain::Explain),
     /// Show what the kernel enforces
     Dump(dump::Dump),
+    /// Stop enforcing: detach from every interface and remove everything pinned
+    Detach(detach::Detach),
 }
 
 /// Parses the command line and does what it says. The exit code: 0 done, 1 not done, 2 misused, 3 no agent.
@@ -68,6 +74,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Verb::Flows(verb) => verb.run(),
         Verb::Explain(verb) => verb.run(),
         Verb::Dump(verb) => verb.run(),
+        Verb::Detach(verb) => verb.run(),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -24,10 +24,13 @@ pub const MAX_REQUEST: u64 = 64 * 1024;
 /// Longest wait that can be asked for, ms: a day.
 pub const MAX_WAIT: u64 = 24 * 3600 * 1000;
 
+/// Name of the socket in the run directory.
+pub const SOCKET: &str = "weir.sock";
+
 /// Where the agent of a run directory listens.
 #[must_use]
 pub fn socket_path(run_dir: &Path) -> PathBuf {
-    run_dir.join("weir.sock")
+    run_dir.join(SOCKET)
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -35,6 +35,11 @@ pub struct Status {
     pub output: Output,
 }
 
+/// What is not known, or has no number.
+fn or_dash(value: Option<impl ToString>) -> String {
+    value.map_or_else(|| "-".to_owned(), |value| value.to_string())
+}
+
 impl Status {
     /// # Errors
     /// No agent; with `--wait`, something is not enforced in time.
@@ -153,18 +158,20 @@ fn text(report: &StatusReport, out: &mut dyn Write) -> io::Result<()> {
     writeln!(out)?;
     let mut maps = Table::new(["MAP", "ENTRIES", "CAPACITY", "USE", "MEMORY"]);
     for map in &report.maps {
-        let percent = if map.capacity == 0 {
-            0.0
+        let percent = map
+            .entries
+            .map(|entries| entries as f64 * 100.0 / map.capacity.max(1) as f64);
+        let style = if percent.is_some_and(|percent| percent >= 90.0) {
+            RED
         } else {
-            map.entries as f64 * 100.0 / map.capacity as f64
+            anstyle::Style::new()
         };
-        let style = if percent >= 90.0 { RED } else { anstyle::Style::new() };
         maps.row([
             map.name.as_str().into(),
-            map.entries.to_string().into(),
+            or_dash(map.entries).into(),
             map.capacity.to_string().into(),
-            Cell::styled(format!("{percent:.0} %"), style),
-            bytes_text(map.memory).into(),
+            Cell::styled(or_dash(percent.map(|percent| format!("{percent:.0} %"))), style),
+            or_dash(map.memory.map(bytes_text)).into(),
         ]);
     }
     maps.write(out)?;

@@ -2,18 +2,240 @@
 //!
 //! | file | what |
 //! |---|---|
-//! | `explain` | what a flow would meet, and why |
+//! | `agent` | what the loop holds, and what it does with each thing that happens |
+//! | `endpoints` | local pods on their way to an enforced interface |
+//! | `removals` | what plans want removed, kept for the grace period |
+//! | `wait` | who waits until everything is enforced |
+//! | `status`, `dump`, `explain` | the answers to questions about the whole |
 //! | `options` | what `weir agent` was told |
 //! | `query` | the questions that the loop answers, and the shapes of the answers |
 
+mod agent;
+mod dump;
+mod endpoints;
 pub mod explain;
 pub mod options;
 pub mod query;
+mod removals;
+mod status;
+mod wait;
 
-/// Runs the agent until it is told to end.
+use std::{future::Future, sync::Arc, time::Instant};
+
+use anyhow::Context as _;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::mpsc,
+};
+use tracing::{info, warn};
+
+use self::{
+    agent::{Agent, Parts},
+    options::{AgentOptions, AttachMode},
+    query::{DetachReport, Query, QueryError},
+};
+use crate::{
+    cli::{
+        health,
+        server::{self, ControlHandle},
+    },
+    datapath::{self, Datapath},
+    endpoint::{self, Discovery},
+    flow::{
+        directory::Directory,
+        hub::Hub,
+        sink::Sink,
+        task::{FlowTask, Shared},
+    },
+    source::manifests::{self, ManifestSource},
+};
+
+/// Events of the source that are taken in at once.
+const BATCH: usize = 4096;
+/// Questions that may wait.
+const QUESTIONS: usize = 64;
+
+/// Runs the agent until it is told to end. What it enforces stays in force.
 ///
 /// # Errors
 /// What keeps it from starting, or ends it.
-pub async fn run(options: options::AgentOptions) -> anyhow::Result<()> {
-    anyhow::bail!("node {}: this build has no control loop yet", options.node)
+pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+
+    let datapath_options = datapath_options(&options);
+    let capacity = datapath_options.capacity;
+    let (datapath, inherited) = Datapath::start(datapath_options)?;
+
+    let node: Arc<str> = options.node.as_str().into();
+    let sink = match &options.flow_log {
+        Some(flow_log) => Some(Sink::start(flow_log, &node).context("cannot write the flow log")?),
+        None => None,
+    };
+    let hub = Hub::new(sink);
+    let directory = Arc::new(Directory::default());
+    let (questions, mut asked) = mpsc::channel(QUESTIONS);
+    let handle = ControlHandle {
+        queries: questions,
+        flows: Arc::clone(&hub),
+        node: Arc::clone(&node),
+    };
+    let socket = server::bind_socket(&options.run_dir)
+        .with_context(|| format!("cannot listen in the run directory {}", options.run_dir.display()))?;
+    let _server = Task::spawn(server::serve(socket, handle.clone()));
+    let _health = match options.health_addr {
+        Some(address) => {
+            let listener = health::bind(address).await?;
+            Some(Task::spawn(async move {
+                if let Err(error) = health::serve(listener, handle).await {
+                    warn!(%error, "health is no longer served");
+                }
+            }))
+        }
+        None => None,
+    };
+    let shared = Shared {
+        hub: Arc::clone(&hub),
+        directory: Arc::clone(&directory),
+        node: Arc::clone(&node),
+        audit: false,
+    };
+    let flows = FlowTask::start(datapath.events()?, datapath.sweeper()?, shared).context("cannot wait for events")?;
+    let (discovery, mut discovered) = Discovery::spawn().context("cannot watch interfaces and routes")?;
+    let (source, mut source_events) = ManifestSource::start(&manifests::Config {
+        directory: options.manifests.clone(),
+        run_dir: options.run_dir.clone(),
+    })?;
+    info!(node = options.node, manifests = %options.manifests.display(), "started");
+
+    let mut wanted = hub.wanted();
+    let mut agent = Agent::new(Parts {
+        options,
+        capacity,
+        datapath,
+        inherited,
+        discovery,
+        directory,
+        hub: Arc::clone(&hub),
+        flows,
+    });
+    agent.want_events(*wanted.borrow_and_update());
+
+    // The node's own addresses come first: without them its probes would be judged like a stranger's.
+    if let Some(event) = first_addresses(&mut discovered).await {
+        agent.discovery_event(event);
+    }
+    let mut batch = Vec::with_capacity(BATCH);
+    loop {
+        let tick = agent.next_tick();
+        tokio::select! {
+            biased;
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            count = source_events.recv_many(&mut batch, BATCH) => {
+                anyhow::ensure!(count > 0, "the source has ended by itself");
+                agent.source_events(std::mem::take(&mut batch));
+            }
+            event = discovered.recv() => match event {
+                Some(event) => agent.discovery_event(event),
+                None => anyhow::bail!("the watch of interfaces has ended by itself"),
+            },
+            query = asked.recv() => {
+                let Some(query) = query else { break };
+                if let Some(reply) = answer(&mut agent, &source, query) {
+                    return detach(agent, reply).await;
+                }
+            }
+            changed = wanted.changed() => {
+                if changed.is_ok() {
+                    agent.want_events(*wanted.borrow_and_update());
+                }
+            }
+            () = sleep_until(tick) => agent.tick(Instant::now()),
+        }
+    }
+    info!("ending; what is enforced stays in force");
+    agent.want_events(false);
+    agent.flows.stop().await;
+    Ok(())
+}
+
+/// Answers a question. Given back: the wish to be detached, which ends the loop.
+fn answer(
+    agent: &mut Agent,
+    source: &ManifestSource,
+    query: Query,
+) -> Option<query::Reply<Result<DetachReport, QueryError>>> {
+    // Whoever asked and no longer waits misses nothing.
+    match query {
+        Query::Readiness(reply) => drop(reply.send(agent.readiness())),
+        Query::Status(reply) => drop(reply.send(agent.status())),
+        Query::Wait { deadline, reply } => {
+            agent.waits.add(source.refresh(), deadline, reply);
+        }
+        Query::Explain { request, reply } => drop(reply.send(agent.explain(&request))),
+        Query::Dump { what, reply } => drop(reply.send(agent.dump(what))),
+        Query::Detach(reply) => return Some(reply),
+    }
+    None
+}
+
+/// Removes every trace, tells who asked, and ends the agent.
+async fn detach(agent: Agent, reply: query::Reply<Result<DetachReport, QueryError>>) -> anyhow::Result<()> {
+    info!("detaching from every interface, as asked");
+    let (bpffs, run_dir) = (agent.options.bpffs.clone(), agent.options.run_dir.clone());
+    // Gives back the locks.
+    drop(agent);
+    let result = tokio::task::block_in_place(|| datapath::detach_all(&bpffs, &run_dir));
+    let answer = match &result {
+        Ok(report) => Ok(DetachReport::from(report.clone())),
+        Err(error) => Err(QueryError::new(error.to_string())),
+    };
+    let _ = reply.send(answer);
+    // The answer has to leave by the socket's task before the runtime ends.
+    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    result?;
+    Ok(())
+}
+
+fn datapath_options(options: &AgentOptions) -> datapath::Options {
+    let mut datapath = datapath::Options::new(&options.bpffs, &options.run_dir);
+    datapath.attach = match options.attach {
+        AttachMode::Auto => datapath::AttachMode::Auto,
+        AttachMode::Tcx => datapath::AttachMode::Tcx,
+        AttachMode::Tc => datapath::AttachMode::Tc,
+    };
+    datapath
+}
+
+/// The first thing that discovery says is which addresses the node has.
+async fn first_addresses(discovered: &mut mpsc::Receiver<endpoint::Event>) -> Option<endpoint::Event> {
+    tokio::time::timeout(std::time::Duration::from_secs(2), discovered.recv())
+        .await
+        .unwrap_or_else(|_| {
+            warn!("the node's addresses are not known yet: going on without");
+            None
+        })
+}
+
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// A task that ends with its owner.
+struct Task(tokio::task::JoinHandle<()>);
+
+impl Task {
+    fn spawn(future: impl Future<Output = ()> + Send + 'static) -> Self {
+        Self(tokio::spawn(future))
+    }
+}
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }

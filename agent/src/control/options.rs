@@ -2,16 +2,7 @@
 
 use std::{net::SocketAddr, path::PathBuf};
 
-/// How programs are attached to interfaces.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
-pub enum AttachMode {
-    /// TCX where the kernel has it (6.6 and later), else clsact filters.
-    #[default]
-    Auto,
-    Tcx,
-    /// clsact filters.
-    Tc,
-}
+pub use crate::datapath::AttachMode;
 
 /// Where flow records go.
 #[derive(Clone, Debug, PartialEq, Eq)]

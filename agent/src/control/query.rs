@@ -2,7 +2,7 @@
 //!
 //! The answers cross the Unix socket as JSON and are printed as such by `-o json`: names here are interface.
 
-use std::{net::IpAddr, time::Instant};
+use std::{net::IpAddr, path::PathBuf, time::Instant};
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
@@ -143,10 +143,12 @@ pub struct EndpointReport {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MapReport {
     pub name: String,
-    pub entries: u64,
+    /// Of maps that programs fill: at the last sweep. None: there is nothing to count.
+    pub entries: Option<u64>,
+    /// Entries; of the ring buffer bytes.
     pub capacity: u64,
-    /// Kernel memory, bytes.
-    pub memory: u64,
+    /// Kernel memory, bytes, where the kernel tells.
+    pub memory: Option<u64>,
 }
 
 /// A change that did not fit ([`crate::policy::plan::Shortage`]).
@@ -262,6 +264,25 @@ pub struct Dump {
 /// Answer of [`Query::Detach`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DetachReport {
-    pub interfaces: u64,
-    pub pins: u64,
+    /// Interfaces that were detached.
+    pub interfaces: Vec<String>,
+    /// Directories of pins that were removed.
+    pub removed: Vec<PathBuf>,
+    /// What is not Weir's and was left alone.
+    pub left: Vec<PathBuf>,
+}
+
+impl From<crate::datapath::Report> for DetachReport {
+    fn from(report: crate::datapath::Report) -> Self {
+        let crate::datapath::Report {
+            interfaces,
+            removed,
+            left,
+        } = report;
+        Self {
+            interfaces,
+            removed,
+            left,
+        }
+    }
 }

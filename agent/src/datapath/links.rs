@@ -37,6 +37,20 @@ pub struct ForeignProgram {
     pub mode: Mode,
 }
 
+impl std::fmt::Display for ForeignProgram {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let hook = match self.direction {
+            Direction::Egress => "ingress",
+            Direction::Ingress => "egress",
+        };
+        let mode = match self.mode {
+            Mode::Tcx => "tcx",
+            Mode::Tc => "tc",
+        };
+        write!(f, "{} ({mode} {hook}, program {})", self.name, self.id)
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct Links {
     pub pins: Pins,

@@ -157,6 +157,18 @@ impl Datapath {
         self.links.mode
     }
 
+    /// The state maps are new, filled from those of another layout or size: what happened in between is missing.
+    #[must_use]
+    pub fn carried_over(&self) -> bool {
+        !self.state.older.is_empty()
+    }
+
+    /// The epoch of an endpoint's value.
+    #[must_use]
+    pub fn epoch(&self, id: u32) -> Option<u32> {
+        self.endpoints.get(&id).map(|endpoint| endpoint.epoch)
+    }
+
     /// An endpoint id that no endpoint has and no entry of the connection table names.
     ///
     /// # Errors

@@ -171,6 +171,11 @@ impl Sweeper {
         Ok(())
     }
 
+    /// Events that did not fit into the ring buffer, since the maps were made.
+    pub fn lost_events(&self) -> Result<u64> {
+        counters::tally(&self.tallies, Tally::LostEvents)
+    }
+
     fn tally(&self, tally: Tally) -> Result<i64> {
         counters::tally(&self.tallies, tally).map(|count| count as i64)
     }

@@ -121,6 +121,7 @@ struct News {
     /// When the first of it came.
     since: Option<Instant>,
     any: bool,
+    link: bool,
     host_routes: HashSet<IpAddr>,
     gone: HashSet<u32>,
     overrun: bool,
@@ -205,6 +206,7 @@ impl Task {
                 news.since.get_or_insert_with(Instant::now);
             }
             news.any |= touched.any;
+            news.link |= touched.link;
             news.host_routes.extend(touched.host_route);
             news.gone.extend(touched.gone);
         }
@@ -228,6 +230,12 @@ impl Task {
             }
         }
         self.tell_own_addresses().await?;
+        if news.link {
+            for pod in self.pods.values_mut().filter(|pod| pod.waits()) {
+                pod.pause = FIRST_RETRY;
+                pod.retry = now;
+            }
+        }
         let keys: Vec<PeerKey> = self
             .pods
             .iter()
@@ -295,7 +303,7 @@ impl Task {
                 Place::Unresolved { bridge, reason } => {
                     // At most once per pause, so an address that nobody has costs next to nothing.
                     if pod.retry <= now
-                        && let Err(error) = self.asker.solicit(bridge, *address).await
+                        && let Err(error) = self.solicit(bridge, *address).await
                     {
                         debug!(%address, %error, "asking for a neighbour");
                     }
@@ -306,6 +314,11 @@ impl Task {
             }
         }
         search
+    }
+
+    async fn solicit(&self, bridge: u32, address: IpAddr) -> Result<(), rtnetlink::Error> {
+        let forget = self.tables.is_learnt(bridge, address);
+        self.asker.solicit(bridge, address, forget).await
     }
 
     async fn conclude(&self, key: &PeerKey, pod: &mut Pod, search: Search, now: Instant) -> Result<(), Closed> {

@@ -1,7 +1,8 @@
 //! The kernel's clock and the wall's.
 
 use jiff::Timestamp;
-use nix::time::{ClockId, clock_gettime};
+
+use crate::datapath;
 
 /// Turns `CLOCK_MONOTONIC` into wall-clock time. Taken anew from time to time, since the wall clock is set and slewed.
 #[derive(Clone, Copy, Debug)]
@@ -14,7 +15,7 @@ impl Clock {
     /// Both clocks as they are now.
     #[must_use]
     pub fn now() -> Self {
-        let monotonic = monotonic();
+        let monotonic = datapath::clock();
         Self {
             offset: Timestamp::now().as_nanosecond() - i128::from(monotonic),
         }
@@ -31,13 +32,4 @@ impl Clock {
     pub fn wall(&self, monotonic: u64) -> Timestamp {
         Timestamp::from_nanosecond(i128::from(monotonic) + self.offset).unwrap_or(Timestamp::UNIX_EPOCH)
     }
-}
-
-/// `CLOCK_MONOTONIC`, ns: the clock of every time in the kernel's maps and events.
-#[must_use]
-pub fn monotonic() -> u64 {
-    // The clock exists on every Linux; without one nothing can be dated, and 0 says so.
-    clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |time| {
-        u64::try_from(time.tv_sec()).unwrap_or(0) * 1_000_000_000 + u64::try_from(time.tv_nsec()).unwrap_or(0)
-    })
 }

@@ -11,7 +11,15 @@ use std::{
 
 use rustc_hash::FxHashMap;
 
-use crate::policy::model::Judgement;
+use crate::{
+    index::IndexOutput,
+    policy::{
+        change::{Change, Peer},
+        model::Judgement,
+        plan::{Op, Plan},
+        selector::EntityKind,
+    },
+};
 
 /// A pod as flow records name it: the source's own object.
 pub use crate::api::Pod as PodInfo;
@@ -76,7 +84,10 @@ impl<T: Clone> Numbered<T> {
 /// The names of one moment.
 #[derive(Debug, Default)]
 pub struct Names {
-    addresses: FxHashMap<IpAddr, Name>,
+    pods: FxHashMap<IpAddr, Arc<PodInfo>>,
+    nodes: FxHashMap<IpAddr, Name>,
+    /// The keys of `nodes`, by node: a node's next version may have fewer.
+    node_addresses: FxHashMap<Arc<str>, Vec<IpAddr>>,
     endpoints: Numbered<Arc<PodInfo>>,
     traces: Numbered<Arc<Judgement>>,
 }
@@ -84,8 +95,11 @@ pub struct Names {
 impl Names {
     /// Whose address it is; None: the world's.
     #[must_use]
-    pub fn address(&self, address: IpAddr) -> Option<&Name> {
-        self.addresses.get(&address)
+    pub fn address(&self, address: IpAddr) -> Option<Name> {
+        match self.pods.get(&address) {
+            Some(pod) => Some(Name::Pod(pod.clone())),
+            None => self.nodes.get(&address).cloned(),
+        }
     }
 
     /// The pod of an endpoint id; also of the last ones that went away.
@@ -100,17 +114,58 @@ impl Names {
         self.traces.find(trace)
     }
 
-    pub fn set_address(&mut self, address: IpAddr, name: Option<Name>) {
-        match name {
-            Some(name) => self.addresses.insert(address, name),
-            None => self.addresses.remove(&address),
-        };
+    /// Takes over who has which address now.
+    pub fn apply_index(&mut self, output: &IndexOutput) {
+        for change in &output.names {
+            match &change.pod {
+                Some(pod) => self.pods.insert(change.address, pod.clone()),
+                None => self.pods.remove(&change.address),
+            };
+        }
+        for change in &output.changes {
+            if let Change::Peer(key, peer) = change
+                && key.kind == EntityKind::Node
+            {
+                self.set_node(&key.name, peer.as_ref());
+            }
+        }
     }
 
+    fn set_node(&mut self, name: &Arc<str>, peer: Option<&Peer>) {
+        for address in self.node_addresses.remove(name).unwrap_or_default() {
+            self.nodes.remove(&address);
+        }
+        let Some(peer) = peer else {
+            return;
+        };
+        for address in &peer.addresses {
+            let name = Name::Node {
+                name: name.clone(),
+                local: peer.local_node,
+            };
+            self.nodes.insert(*address, name);
+        }
+        self.node_addresses.insert(name.clone(), peer.addresses.clone());
+    }
+
+    /// Takes over which traces a plan makes (call it before the plan is executed, so that no event comes too early) and
+    /// which it removes.
+    pub fn apply_plan(&mut self, plan: &Plan, judgement: impl Fn(u32) -> Option<Arc<Judgement>>) {
+        for op in plan.add.iter().chain(&plan.flip).chain(&plan.remove) {
+            match op {
+                Op::PutTrace(trace) => self.traces.set(*trace, judgement(*trace)),
+                Op::DeleteTrace(trace) => self.traces.set(*trace, None),
+                _ => {}
+            }
+        }
+    }
+
+    /// Says which pod an endpoint id stands for. None: it is gone.
     pub fn set_endpoint(&mut self, id: u32, pod: Option<Arc<PodInfo>>) {
         self.endpoints.set(id, pod);
     }
 
+    /// Says what a trace stands for. None: it is gone.
     pub fn set_trace(&mut self, trace: u32, judgement: Option<Arc<Judgement>>) {
         self.traces.set(trace, judgement);
     }
@@ -137,6 +192,7 @@ impl Directory {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{index::NameChange, policy::change::PeerKey};
 
     fn pod(name: &str) -> Arc<PodInfo> {
         crate::flow::testing::pod("prod", name, &[])
@@ -159,12 +215,59 @@ mod tests {
     }
 
     #[test]
-    fn an_address_is_the_worlds_once_its_owner_is_gone() {
+    fn an_address_is_its_pods_then_its_nodes_then_the_worlds() {
         let directory = Directory::default();
         let address: IpAddr = "10.0.0.1".parse().expect("a literal address");
-        directory.write().set_address(address, Some(Name::Pod(pod("a"))));
-        assert!(matches!(directory.read().address(address), Some(Name::Pod(pod)) if &*pod.name == "a"));
-        directory.write().set_address(address, None);
-        assert_eq!(directory.read().address(address), None);
+        let named = |pod| IndexOutput {
+            names: vec![NameChange { address, pod }],
+            ..IndexOutput::default()
+        };
+        let node = |addresses: &[IpAddr]| IndexOutput {
+            changes: vec![Change::Peer(
+                PeerKey {
+                    kind: EntityKind::Node,
+                    namespace: None,
+                    name: "n1".into(),
+                },
+                Some(Peer {
+                    labels: Arc::default(),
+                    service_account: None,
+                    named_ports: Vec::new().into(),
+                    addresses: addresses.to_vec(),
+                    claimed: 1,
+                    local_node: true,
+                }),
+            )],
+            ..IndexOutput::default()
+        };
+        let mut names = directory.write();
+        names.apply_index(&node(&[address]));
+        names.apply_index(&named(Some(pod("a"))));
+        assert!(matches!(names.address(address), Some(Name::Pod(pod)) if &*pod.name == "a"));
+        names.apply_index(&named(None));
+        assert!(matches!(names.address(address), Some(Name::Node { local: true, .. })));
+        names.apply_index(&node(&[]));
+        assert_eq!(names.address(address), None);
+    }
+
+    #[test]
+    fn a_plan_names_the_traces_that_it_makes() {
+        let judgement = Arc::new(Judgement {
+            allow: true,
+            log: false,
+            hits: Vec::new(),
+        });
+        let mut names = Names::default();
+        let made = Plan {
+            add: vec![Op::PutTrace(7)],
+            ..Plan::default()
+        };
+        names.apply_plan(&made, |_| Some(judgement.clone()));
+        let removed = Plan {
+            remove: vec![Op::DeleteTrace(7)],
+            ..Plan::default()
+        };
+        names.apply_plan(&removed, |_| None);
+        assert_eq!(names.trace(7), Some(&judgement), "late events still find it");
     }
 }

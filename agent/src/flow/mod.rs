@@ -7,6 +7,10 @@
 //! | `record` | a flow at one moment: event or table entry, with names |
 //! | `json` | the shape of a record on the outside; `render` makes it, `text` shows it to people |
 //! | `filter` | which records a reader wants |
+//! | `report` | when to speak of a flow that lasts, timed out, or is denied again |
+//! | `hub` | recent records, readers at the socket; `sink` and `rotate`: the flow log |
+//! | `task` | reads events, sweeps tables, publishes |
+
 pub mod clock;
 pub mod directory;
 pub mod filter;
@@ -17,7 +21,10 @@ pub mod render;
 pub mod report;
 pub mod rotate;
 pub mod sink;
+pub mod task;
 pub mod text;
 
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;

@@ -69,12 +69,16 @@ pub struct Context<'a> {
     pub names: &'a Names,
     pub clock: Clock,
     pub node: &'a Arc<str>,
+    /// The agent only audits: what is denied passes.
+    pub audit: bool,
 }
 
 impl Context<'_> {
     /// From an event. None if it says nothing that this agent understands.
+    ///
+    /// `cut`: the event is the denial of a known flow that this side had opened ([`super::report::Cuts`]).
     #[must_use]
-    pub fn event(&self, event: &Event) -> Option<FlowRecord> {
+    pub fn event(&self, event: &Event, cut: Option<Direction>) -> Option<FlowRecord> {
         let kind = match event.kind {
             k if k == EventKind::Started as u8 => FlowEvent::Started,
             k if k == EventKind::Denied as u8 => FlowEvent::Denied,
@@ -83,21 +87,15 @@ impl Context<'_> {
         };
         let reason = Reason::from_number(event.reason);
         // Of a known flow the entry's flags say who opened it; a flow that never was is opened by this packet.
-        let opener = if kind != FlowEvent::Denied || reason == Some(Reason::PolicyCut) {
-            opener(event.flags)
-        } else {
-            direction(event.direction)
-        };
-        let verdict = match (kind, reason) {
-            (FlowEvent::Denied, Some(Reason::Audit)) => Verdict::Audit,
-            (FlowEvent::Denied, _) => Verdict::Dropped,
-            (_, Some(Reason::Audit)) => Verdict::Audit,
-            _ => Verdict::Forwarded,
+        let opener = match (kind, cut) {
+            (FlowEvent::Denied, Some(opener)) => opener,
+            (FlowEvent::Denied, None) => direction(event.direction),
+            _ => opener(event.flags),
         };
         let time = self.clock.wall(event.time);
         let mut record = self.record(&event.key, opener, event.decision, time);
         record.event = kind;
-        record.verdict = verdict;
+        record.verdict = self.verdict(kind != FlowEvent::Denied);
         record.reason = reason;
         record.icmp = event.icmp;
         record.tcp_flags = event.tcp_flags;
@@ -146,11 +144,7 @@ impl Context<'_> {
         let mut record = self.record(key, opener, entry.decision, self.clock.wall(now));
         let reason = Reason::from_number(entry.reason);
         record.event = FlowEvent::Denied;
-        record.verdict = if reason == Some(Reason::Audit) {
-            Verdict::Audit
-        } else {
-            Verdict::Dropped
-        };
+        record.verdict = self.verdict(false);
         record.reason = reason;
         record.icmp = entry.icmp;
         record.packets = [entry.packets, 0];
@@ -159,6 +153,14 @@ impl Context<'_> {
         record.end = Some(self.clock.wall(entry.last));
         record.count = Some(entry.packets);
         record
+    }
+
+    const fn verdict(&self, passed: bool) -> Verdict {
+        match (passed, self.audit) {
+            (true, _) => Verdict::Forwarded,
+            (false, true) => Verdict::Audit,
+            (false, false) => Verdict::Dropped,
+        }
     }
 
     /// Both ends, their names, and who decided; everything else as of a flow that starts.
@@ -170,7 +172,7 @@ impl Context<'_> {
             port: key.local_port,
             name: match self.names.endpoint(endpoint) {
                 Some(pod) => Some(Name::Pod(pod.clone())),
-                None => self.names.address(local_address).cloned(),
+                None => self.names.address(local_address),
             },
             endpoint: Some(endpoint),
         };
@@ -178,7 +180,7 @@ impl Context<'_> {
         let peer = End {
             address: peer_address,
             port: key.peer_port,
-            name: self.names.address(peer_address).cloned(),
+            name: self.names.address(peer_address),
             endpoint: None,
         };
         let (source, destination) = match opener {
@@ -227,7 +229,8 @@ impl FlowRecord {
     }
 }
 
-const fn opener(flags: u16) -> Direction {
+/// Who opened a flow, by its entry's flags.
+pub const fn opener(flags: u16) -> Direction {
     if flags & CtEntry::OPENED_BY_PEER != 0 {
         Direction::Ingress
     } else {

@@ -7,7 +7,7 @@ use std::{
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
-        mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel},
+        mpsc::{Receiver, SyncSender, TrySendError, sync_channel},
     },
     thread::JoinHandle,
     time::{Duration, Instant},
@@ -177,11 +177,8 @@ impl Writer {
         while let Ok(batch) = batches.recv() {
             self.take(&batch);
             // More that is there already goes into the same write.
-            loop {
-                match batches.recv_timeout(Duration::ZERO) {
-                    Ok(batch) => self.take(&batch),
-                    Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => break,
-                }
+            while let Ok(batch) = batches.try_recv() {
+                self.take(&batch);
             }
             self.report_losses();
             self.flush();
@@ -270,5 +267,112 @@ impl Writer {
         self.buffer.clear();
         self.buffered = 0;
         self.buffered_losses = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::flow::{json::Line, testing::denied};
+
+    fn options(path: &Path, max_size: u64) -> FlowLogOptions {
+        FlowLogOptions {
+            target: FlowLogTarget::File(path.to_owned()),
+            max_size,
+            max_files: 3,
+        }
+    }
+
+    fn batch(ports: std::ops::Range<u16>) -> Vec<Item> {
+        ports.map(|port| Item::Record(Arc::new(denied(port)))).collect()
+    }
+
+    /// Ports of the records of a file, in order; losses as None.
+    fn ports(path: &Path) -> Vec<Option<u16>> {
+        let text = std::fs::read_to_string(path).expect("reads");
+        text.lines()
+            .map(|line| match serde_json::from_str(line).expect(line) {
+                Line::Flow(flow) => flow.l4.and_then(|l4| l4.ports()).map(|(_, port)| port),
+                Line::Lost(_) => None,
+            })
+            .collect()
+    }
+
+    #[test]
+    fn every_record_is_in_one_of_the_files_whole_and_none_is_too_large() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let path = directory.path().join("flows.json");
+        let node = Arc::from("n1");
+        let mut line = Vec::new();
+        batch(1000..1001)[0].write_line(&node, &mut line);
+        let max_size = line.len() as u64 * 10;
+
+        let sink = Sink::start(&options(&path, max_size), &node).expect("starts");
+        sink.send(batch(1000..1013));
+        sink.send(batch(1013..1025));
+        sink.close();
+        assert_eq!(sink.report().lost, 0);
+
+        let files = ["flows.json.2", "flows.json.1", "flows.json"].map(|name| directory.path().join(name));
+        let sizes = files
+            .each_ref()
+            .map(|file| std::fs::metadata(file).expect("is there").len());
+        assert!(sizes.iter().all(|size| *size <= max_size), "{sizes:?} > {max_size}");
+        let found: Vec<_> = files.iter().flat_map(|file| ports(file)).collect();
+        assert_eq!(found, (1000..1025).map(Some).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_full_disk_costs_records_and_is_told_once_it_has_room() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let path = directory.path().join("flows.json");
+        let node: Arc<str> = Arc::from("n1");
+        let mut writer = Writer {
+            output: Output::File(RotatingFile::open("/dev/full".into(), u64::MAX, 1).expect("opens")),
+            node,
+            shared: Arc::new(Shared::default()),
+            buffer: Vec::new(),
+            buffered: 0,
+            buffered_losses: 0,
+        };
+        writer.take(&batch(1..4));
+        writer.flush();
+        let error = writer.shared.error.lock().expect("no panic").clone().expect("is told");
+        assert!(error.contains("/dev/full") && error.contains("space"), "{error}");
+        assert_eq!(writer.shared.lost.load(Ordering::Relaxed), 3);
+        // The line that tells of the losses does not fit either: they must be told again.
+        writer.report_losses();
+        writer.flush();
+        assert_eq!(writer.shared.lost.load(Ordering::Relaxed), 3);
+        assert_eq!(writer.shared.unreported.load(Ordering::Relaxed), 3);
+
+        writer.output = Output::File(RotatingFile::open(path.clone(), u64::MAX, 1).expect("opens"));
+        writer.take(&batch(7..8));
+        writer.report_losses();
+        writer.flush();
+        assert_eq!(ports(&path), [Some(7), None]);
+        assert_eq!(*writer.shared.error.lock().expect("no panic"), None);
+    }
+
+    #[test]
+    fn a_queue_that_is_full_loses_records_and_says_how_many() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let path = directory.path().join("fifo");
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).expect("makes a pipe");
+        // Both ends open, nobody reads: the thread blocks as on a disk that hangs.
+        let reader = std::fs::OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(&path)
+            .expect("opens");
+        let sink = Sink::start(&options(&path, u64::MAX), &Arc::from("n1")).expect("starts");
+        let batch = batch(1..200);
+        for _ in 0..2 * QUEUE {
+            sink.send(batch.clone());
+        }
+        assert!(sink.report().lost >= 199);
+        drop(reader);
     }
 }

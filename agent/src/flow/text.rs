@@ -61,6 +61,7 @@ fn flow(record: &Flow<'_>) -> String {
     }
     // Writing to a String cannot fail.
     let _ = write!(text, " ({})", traffic(record));
+    let before = text.len();
     match weir.event {
         FlowEvent::Started => {}
         FlowEvent::Ongoing | FlowEvent::Ended => {
@@ -77,7 +78,11 @@ fn flow(record: &Flow<'_>) -> String {
             }
         }
     }
-    text.push_str(&decided_by(record));
+    let decided_by = decided_by(record);
+    if text.len() > before && !decided_by.is_empty() {
+        text.push(',');
+    }
+    text.push_str(&decided_by);
     text
 }
 

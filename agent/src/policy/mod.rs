@@ -8,10 +8,17 @@
 //! | `plan` | what the compiler wants done: plain-data operations on the kernel's maps |
 //! | `compile` | changes in, plans out |
 //! | `evaluate` | the naive evaluator: the reference, and `weir explain` |
+//! | `random` | random small worlds, for tests |
+//! | `simulate` | maps that execute plans and look up as the eBPF program does, for tests |
 
 pub mod change;
 pub mod compile;
 pub mod evaluate;
 pub mod model;
 pub mod plan;
+pub mod random;
 pub mod selector;
+pub mod simulate;
+
+#[cfg(test)]
+mod property;

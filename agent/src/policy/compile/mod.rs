@@ -1,6 +1,28 @@
 //! The compiler: changes of the world in, plans of map writes out.
+//!
+//! | file | what |
+//! |---|---|
+//! | `store` | policies and tiers, and which of them select which endpoint |
+//! | `endpoint` | local pods and the tables that they obey |
+//! | `table`, `tables` | a policy list's rows for all classes; the tables in use |
+//! | `row`, `ports` | from rules to decisions by port |
+//! | `rows`, `trace` | interned rows and lists of hits |
+//! | `transition` | the order of operations |
+//! | `report` | counts and dumps |
+//!
+//! Who peers are is settled in [`crate::identity`].
 
+mod dump;
+mod endpoint;
+mod ports;
 mod report;
+mod row;
+mod rows;
+mod store;
+mod table;
+mod tables;
+mod trace;
+mod transition;
 
 use std::sync::Arc;
 
@@ -9,17 +31,26 @@ pub use report::{
     TableDump,
 };
 
+use self::{endpoint::Endpoints, rows::Rows, store::Store, tables::Tables, trace::Traces};
 use super::{
     change::Change,
     model::Judgement,
-    plan::{Capacity, Plan},
+    plan::{Capacity, Op, Plan},
 };
+use crate::identity::Identities;
 
 /// Turns changes into plans. Execute the plans in order, each to its end.
 #[derive(Debug)]
 pub struct Compiler {
     capacity: Capacity,
-    next_trace: u32,
+    serial: u64,
+    executed: u64,
+    identities: Identities,
+    store: Store,
+    endpoints: Endpoints,
+    tables: Tables,
+    rows: Rows,
+    traces: Traces,
 }
 
 impl Compiler {
@@ -28,66 +59,136 @@ impl Compiler {
     pub fn new(capacity: Capacity, first_trace: u32) -> Self {
         Self {
             capacity,
-            next_trace: first_trace.max(1),
+            serial: 0,
+            executed: 0,
+            identities: Identities::new(),
+            store: Store::default(),
+            endpoints: Endpoints::default(),
+            tables: Tables::default(),
+            rows: Rows::default(),
+            traces: Traces::new(first_trace),
         }
     }
 
     /// Takes over changes, all at once: what is between the first and the last of them is never enforced.
     pub fn apply(&mut self, changes: Vec<Change>) -> Plan {
-        let _ = (changes, self.capacity, self.next_trace);
-        Plan::default()
+        self.serial += 1;
+        self.tables
+            .let_go(self.executed, &mut self.identities, &mut self.traces);
+        for change in changes {
+            self.take(change);
+        }
+        self.endpoints.resolve(
+            &mut self.store,
+            &mut self.tables,
+            &mut self.identities,
+            &mut self.traces,
+        );
+        let movement = self.identities.settle();
+        let mut plan = Plan {
+            serial: self.serial,
+            ..Plan::default()
+        };
+        self.tables.fill(
+            &movement.new_classes,
+            &self.identities,
+            &mut self.rows,
+            &mut self.traces,
+            &mut plan.add,
+        );
+        self.transition(&movement, &mut plan);
+        for &class in &movement.dead_classes {
+            let key = self.identities.classes().get(class).map(|class| class.key.clone());
+            self.tables
+                .remove_class(class, key.as_ref(), &mut self.rows, &mut plan.remove);
+        }
+        self.identities.bury(&movement.dead_classes);
+        self.tables.retire(self.serial, &mut self.rows, &mut plan.remove);
+        self.sweep(&mut plan);
+        plan
     }
 
-    /// The plan's remove phase is over. True: there is something left to tidy up; call [`Compiler::apply`] (with no
-    /// changes) when there is time.
+    fn take(&mut self, change: Change) {
+        match change {
+            Change::Tier(name, tier) => {
+                if self.store.set_tier(name, tier) {
+                    self.endpoints.touch_all();
+                }
+            }
+            Change::Policy(key, policy) => {
+                let change = self.store.set_policy(key, policy, &mut self.identities);
+                self.endpoints.touch_views(&change.views);
+                if let Some((lists, policy)) = change.renamed {
+                    for rules in lists {
+                        self.traces.rename(rules, &policy);
+                    }
+                }
+            }
+            Change::Namespace(name, labels) => {
+                if self.identities.set_namespace(name.clone(), labels) {
+                    self.endpoints.touch_namespace(&name);
+                }
+            }
+            Change::ServiceAccount {
+                namespace,
+                name,
+                labels,
+            } => {
+                if self.identities.set_service_account(namespace.clone(), name, labels) {
+                    self.endpoints.touch_namespace(&namespace);
+                }
+            }
+            Change::Peer(key, peer) => {
+                if self.identities.set_peer(key.clone(), peer) {
+                    self.endpoints.touch_key(&key);
+                }
+            }
+            Change::NetworkSet(key, set) => {
+                if self.identities.set_network_set(key, set) && self.store.depends_on_sets() {
+                    self.endpoints.touch_all();
+                }
+            }
+            Change::Endpoint(id, key) => {
+                for table in self.endpoints.set(id, key, &mut self.store) {
+                    self.tables.leave(table);
+                }
+            }
+        }
+    }
+
+    /// Entries and counters that come and go, in front of what needs them and behind what needed them.
+    fn sweep(&mut self, plan: &mut Plan) {
+        let entries = self.rows.sweep(&mut self.traces);
+        let (fresh, dead) = self.traces.sweep();
+        let mut add: Vec<Op> = fresh.into_iter().map(Op::PutTrace).collect();
+        for (row, entries) in entries.fresh {
+            entries.put(row, &mut add);
+        }
+        add.append(&mut plan.add);
+        plan.add = add;
+        for (row, entries) in entries.dead {
+            entries.delete(row, &mut plan.remove);
+        }
+        plan.remove.extend(dead.into_iter().map(Op::DeleteTrace));
+    }
+
+    /// The plan's remove phase is over, as are those of all plans before it. True: there is something left to tidy up;
+    /// call [`Compiler::apply`] (with no changes) when there is time.
     pub fn executed(&mut self, serial: u64) -> bool {
-        let _ = serial;
-        false
+        self.executed = self.executed.max(serial);
+        self.identities.executed(self.executed);
+        self.tables.has_retired(self.executed)
     }
 
-    /// What a trace id in a decision stands for. Known until the removal of its last decision was executed, and some
+    /// What a trace id in a decision stands for. Known until the removal of its last decision was planned, and some
     /// time after.
     #[must_use]
     pub fn trace(&self, id: u32) -> Option<Arc<Judgement>> {
-        let _ = id;
-        None
-    }
-
-    /// Everything in force, for maps that are empty: what a new generation is filled with. The same ids as before.
-    #[must_use]
-    pub fn full(&self) -> Plan {
-        Plan::default()
+        self.traces.judgement(id)
     }
 
     /// Other maps than before (a new generation). What did not fit is tried again with the next [`Compiler::apply`].
     pub fn set_capacity(&mut self, capacity: Capacity) {
         self.capacity = capacity;
-    }
-
-    #[must_use]
-    pub fn stats(&self) -> Stats {
-        Stats::default()
-    }
-
-    #[must_use]
-    pub fn endpoints(&self) -> Vec<EndpointDump> {
-        Vec::new()
-    }
-
-    /// One endpoint.
-    #[must_use]
-    pub fn endpoint(&self, id: u32) -> Option<EndpointDump> {
-        let _ = id;
-        None
-    }
-
-    #[must_use]
-    pub fn identities(&self) -> Vec<IdentityDump> {
-        Vec::new()
-    }
-
-    #[must_use]
-    pub fn tables(&self) -> Vec<TableDump> {
-        Vec::new()
     }
 }

@@ -14,10 +14,11 @@ const DEEPEST: usize = 32;
 /// What lies below a directory, in the order in which objects override one another: by path.
 #[derive(Debug, Default)]
 pub(super) struct Tree {
-    pub(super) directories: Vec<PathBuf>,
     pub(super) files: Vec<PathBuf>,
     /// Directories that could not be read, and why.
     pub(super) unreadable: Vec<(PathBuf, String)>,
+    /// Some file or directory is a link: what it leads to may change without a trace here.
+    pub(super) has_links: bool,
 }
 
 /// All manifest files below the directory, sorted. Hidden files and directories are left out.
@@ -55,7 +56,6 @@ fn descend(directory: &Path, enter: &mut dyn FnMut(&Path), ancestors: &mut HashS
         Ok(entries) => entries,
         Err(error) => return fail(&error, tree),
     };
-    tree.directories.push(directory.to_owned());
     ancestors.insert(identity);
     for entry in entries.flatten() {
         let name = entry.file_name();
@@ -64,6 +64,7 @@ fn descend(directory: &Path, enter: &mut dyn FnMut(&Path), ancestors: &mut HashS
         }
         let path = entry.path();
         let Ok(kind) = entry.file_type() else { continue };
+        tree.has_links |= kind.is_symlink();
         let is_directory = kind.is_dir() || (kind.is_symlink() && path.is_dir());
         if is_directory {
             descend(&path, enter, ancestors, tree);

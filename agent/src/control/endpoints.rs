@@ -1,0 +1,141 @@
+//! Local pods on their way to an enforced interface.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use crate::{datapath::OldEndpoint, index::LocalPod, policy::change::PeerKey};
+
+/// The host's side of a pod's interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Interface {
+    pub ifindex: u32,
+    pub name: String,
+    /// Packets on it have no Ethernet header.
+    pub layer3: bool,
+}
+
+/// One pod of this node.
+#[derive(Debug)]
+pub struct LocalEndpoint {
+    pub pod: LocalPod,
+    pub id: Option<u32>,
+    pub interface: Option<Interface>,
+    /// Programs run on its interface with the pod's policy behind them.
+    pub attached: bool,
+    /// Why it is not enforced.
+    pub trouble: Option<String>,
+    /// What is not as it should be although it is enforced.
+    pub remark: Option<String>,
+    /// Discovery has said something about it: found, or why not.
+    pub answered: bool,
+}
+
+impl LocalEndpoint {
+    fn new(pod: LocalPod) -> Self {
+        Self {
+            pod,
+            id: None,
+            interface: None,
+            attached: false,
+            trouble: None,
+            remark: None,
+            answered: false,
+        }
+    }
+}
+
+/// All pods of this node that have addresses of their own.
+#[derive(Debug, Default)]
+pub struct LocalEndpoints {
+    by_pod: BTreeMap<PeerKey, LocalEndpoint>,
+    /// What an earlier agent enforces and no pod has claimed yet.
+    inherited: Vec<OldEndpoint>,
+}
+
+impl LocalEndpoints {
+    #[must_use]
+    pub fn new(inherited: Vec<OldEndpoint>) -> Self {
+        Self {
+            by_pod: BTreeMap::new(),
+            inherited,
+        }
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = (&PeerKey, &LocalEndpoint)> {
+        self.by_pod.iter()
+    }
+
+    #[must_use]
+    pub fn get(&self, key: &PeerKey) -> Option<&LocalEndpoint> {
+        self.by_pod.get(key)
+    }
+
+    pub fn get_mut(&mut self, key: &PeerKey) -> Option<&mut LocalEndpoint> {
+        self.by_pod.get_mut(key)
+    }
+
+    /// A new pod, or new addresses of a known one.
+    pub fn put(&mut self, key: PeerKey, pod: LocalPod) -> &mut LocalEndpoint {
+        let endpoint = self
+            .by_pod
+            .entry(key)
+            .or_insert_with(|| LocalEndpoint::new(pod.clone()));
+        endpoint.pod = pod;
+        endpoint
+    }
+
+    pub fn remove(&mut self, key: &PeerKey) -> Option<LocalEndpoint> {
+        self.by_pod.remove(key)
+    }
+
+    /// The id under which an earlier agent enforces this pod on this interface: connections are remembered under it.
+    pub fn claim_inherited(&mut self, ifindex: u32, addresses: &[IpAddr]) -> Option<u32> {
+        let at = self.inherited.iter().position(|old| {
+            let old_addresses = [old.addr4, old.addr6];
+            old.ifindex == ifindex
+                && addresses
+                    .iter()
+                    .any(|address| old_addresses.contains(&(*address).into()))
+        })?;
+        Some(self.inherited.swap_remove(at).id)
+    }
+
+    /// Nothing inherited is claimed any more: what is left is stale.
+    pub fn forget_inherited(&mut self) {
+        self.inherited.clear();
+    }
+
+    /// Pods whose interface nobody has looked for to the end yet.
+    #[must_use]
+    pub fn unanswered(&self) -> usize {
+        self.by_pod.values().filter(|endpoint| !endpoint.answered).count()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use weir_common::Addr;
+
+    use super::*;
+
+    #[test]
+    fn an_old_endpoint_is_claimed_once_and_only_with_its_address_and_interface() {
+        let ours: IpAddr = "10.0.0.1".parse().expect("a literal address");
+        let other: IpAddr = "10.0.0.2".parse().expect("a literal address");
+        let old = OldEndpoint {
+            id: 7,
+            epoch: 1,
+            ifindex: 3,
+            addr4: ours.into(),
+            addr6: Addr::UNSPECIFIED,
+        };
+        let mut endpoints = LocalEndpoints::new(vec![old]);
+        assert_eq!(endpoints.claim_inherited(4, &[ours]), None, "another interface");
+        assert_eq!(
+            endpoints.claim_inherited(3, &[other]),
+            None,
+            "another pod on the same ifindex"
+        );
+        assert_eq!(endpoints.claim_inherited(3, &[ours]), Some(7));
+        assert_eq!(endpoints.claim_inherited(3, &[ours]), None, "taken");
+    }
+}

@@ -1,0 +1,190 @@
+//! The answers to `weir status` and to the probes.
+
+use weir_common::{Direction, layout::LAYOUT};
+
+use super::{
+    agent::Agent,
+    endpoints::LocalEndpoint,
+    query::{
+        CounterReport, DirectionReport, EndpointReport, EndpointState, EvictionReport, MapReport, PolicyName,
+        Readiness, ShortageReport, StatusReport,
+    },
+};
+use crate::{
+    api::Problem,
+    datapath::{self, Mode},
+    policy::{
+        change::PeerKey,
+        compile::{DirectionDump, PolicyRef},
+        plan::Shortage,
+    },
+};
+
+impl Agent {
+    #[must_use]
+    pub fn readiness(&self) -> Readiness {
+        let reason = self.unready();
+        Readiness {
+            ready: reason.is_none(),
+            reason,
+        }
+    }
+
+    /// Everything about this node in one answer. What cannot be read is a problem of the report, not its end.
+    #[must_use]
+    pub fn status(&self) -> StatusReport {
+        let mut problems: Vec<Problem> = self.all_problems().cloned().collect();
+        let mut unreadable = |what: &str, error: &datapath::Error| {
+            problems.push(Problem::warning(
+                format!("cannot read {what}: {error}"),
+                "try again; see the agent's log",
+            ));
+        };
+        let counters = self.datapath.counters().unwrap_or_else(|error| {
+            unreadable("the counters", &error);
+            datapath::Counters::default()
+        });
+        let maps = self.datapath.map_usage().unwrap_or_else(|error| {
+            unreadable("the maps", &error);
+            Vec::new()
+        });
+        let endpoints = self
+            .endpoints
+            .iter()
+            .map(|(pod, endpoint)| self.endpoint_report(pod, endpoint))
+            .collect();
+        let sweep = self.flows.last_sweep().unwrap_or_default();
+        let Readiness { ready, reason } = self.readiness();
+        StatusReport {
+            node: self.options.node.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            layout: LAYOUT,
+            pid: std::process::id(),
+            ready,
+            reason,
+            attach: match self.datapath.mode() {
+                Mode::Tcx => "tcx",
+                Mode::Tc => "tc",
+            }
+            .to_owned(),
+            audit: false,
+            source: format!("manifests in {}", self.options.manifests.display()),
+            endpoints,
+            policies: self.compiler.stats().policies as u64,
+            maps: maps.iter().map(map_report).collect(),
+            problems,
+            shortages: self.shortages.iter().map(ShortageReport::from).collect(),
+            evictions: EvictionReport {
+                unconfirmed: sweep.evicted_unconfirmed,
+                confirmed: sweep.evicted_connections,
+            },
+            counters: counters
+                .packets
+                .iter()
+                .map(|(reason, direction, counter)| CounterReport {
+                    reason: reason.name().to_owned(),
+                    dropped: reason.is_drop(),
+                    direction: match direction {
+                        Direction::Ingress => "ingress",
+                        Direction::Egress => "egress",
+                    }
+                    .to_owned(),
+                    packets: counter.packets,
+                    bytes: counter.bytes,
+                })
+                .collect(),
+            flows: self.hub.report(),
+        }
+    }
+
+    fn endpoint_report(&self, pod: &PeerKey, endpoint: &LocalEndpoint) -> EndpointReport {
+        let compiled = endpoint.id.and_then(|id| self.compiler.endpoint(id));
+        let (ingress, egress) = compiled.map_or_else(Default::default, |dump| {
+            (direction_report(&dump.ingress), direction_report(&dump.egress))
+        });
+        let closed = ingress.closed || egress.closed;
+        let (state, reason) = match (&endpoint.interface, endpoint.attached) {
+            (_, true) if closed => (
+                EndpointState::Closed,
+                Some("its decisions do not fit into the maps: see shortages".to_owned()),
+            ),
+            (_, true) => (EndpointState::Enforced, endpoint.remark.clone()),
+            (None, false) => (
+                EndpointState::Waiting,
+                Some(
+                    endpoint
+                        .trouble
+                        .clone()
+                        .unwrap_or_else(|| "its interface has not been found yet".to_owned()),
+                ),
+            ),
+            (Some(_), false) => (
+                EndpointState::Waiting,
+                Some(
+                    endpoint
+                        .trouble
+                        .clone()
+                        .unwrap_or_else(|| "programs are not attached yet".to_owned()),
+                ),
+            ),
+        };
+        let foreign_programs = endpoint
+            .interface
+            .as_ref()
+            .and_then(|interface| self.datapath.foreign_programs(interface.ifindex).ok())
+            .unwrap_or_default();
+        EndpointReport {
+            namespace: pod.namespace.as_deref().unwrap_or_default().to_owned(),
+            pod: pod.name.to_string(),
+            id: endpoint.id,
+            interface: endpoint.interface.as_ref().map(|interface| interface.name.clone()),
+            ifindex: endpoint.interface.as_ref().map(|interface| interface.ifindex),
+            addresses: endpoint.pod.addresses.clone(),
+            state,
+            reason,
+            epoch: endpoint.id.and_then(|id| self.datapath.epoch(id)).unwrap_or_default(),
+            ingress,
+            egress,
+            foreign_programs: foreign_programs.iter().map(ToString::to_string).collect(),
+        }
+    }
+}
+
+fn direction_report(dump: &DirectionDump) -> DirectionReport {
+    DirectionReport {
+        isolated: dump.isolated,
+        closed: dump.closed,
+        policies: dump.policies.iter().map(PolicyName::from).collect(),
+        table: dump.table,
+    }
+}
+
+fn map_report(usage: &datapath::MapUsage) -> MapReport {
+    MapReport {
+        name: usage.name.to_owned(),
+        entries: usage.entries.map(u64::from),
+        capacity: u64::from(usage.capacity),
+        memory: usage.memory,
+    }
+}
+
+impl From<&PolicyRef> for PolicyName {
+    fn from(policy: &PolicyRef) -> Self {
+        Self {
+            kind: policy.kind.to_owned(),
+            namespace: policy.namespace.as_deref().map(str::to_owned),
+            name: policy.name.to_string(),
+        }
+    }
+}
+
+impl From<&Shortage> for ShortageReport {
+    fn from(shortage: &Shortage) -> Self {
+        Self {
+            map: shortage.map.to_owned(),
+            needed: shortage.needed as u64,
+            capacity: shortage.capacity as u64,
+            consequence: shortage.consequence.clone(),
+        }
+    }
+}

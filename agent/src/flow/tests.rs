@@ -1,0 +1,354 @@
+//! Records of every kind against their JSON (`golden/*.json`, written anew with `WEIR_BLESS=1`) and their line for people.
+
+use std::{path::PathBuf, sync::Arc};
+
+use weir_common::{
+    Direction,
+    conntrack::{CtEntry, CtKey, CtSide, TCP_ACK, TCP_FIN, TCP_SYN},
+    event::{DenialEntry, Event, EventKind},
+    policy::{Decision, IPPROTO_ICMP, IPPROTO_ICMPV6, IPPROTO_TCP, IPPROTO_UDP},
+    reason::Reason,
+};
+
+use super::{
+    clock::Clock,
+    directory::Names,
+    json::{Line, LossSource, LostEvent},
+    record::{Context, FlowRecord},
+    testing::{ip, names, pod},
+    text,
+};
+use crate::flow::hub::Item;
+
+const SECOND: u64 = 1_000_000_000;
+/// 2026-11-22T17:00:00Z at monotonic 0.
+const CLOCK: Clock = Clock::with_offset(1_795_366_800_000_000_000);
+
+fn record(names: &Names, make: impl FnOnce(&Context<'_>) -> FlowRecord) -> FlowRecord {
+    make(&Context {
+        names,
+        clock: CLOCK,
+        node: &Arc::from("n1"),
+        audit: false,
+    })
+}
+
+fn key(protocol: u8, (local, local_port): (&str, u16), (peer, peer_port): (&str, u16)) -> CtKey {
+    CtKey {
+        endpoint_protocol: 7 << 8 | u32::from(protocol),
+        local_port,
+        peer_port,
+        local: ip(local).into(),
+        peer: ip(peer).into(),
+    }
+}
+
+/// The pod `prod/api-0` (endpoint 7) is asked by `prod/web-1`.
+fn asked() -> CtKey {
+    key(IPPROTO_TCP, ("10.0.0.10", 8080), ("10.0.0.21", 34512))
+}
+
+/// Compares, or writes the file.
+fn golden(name: &str, item: &Item, line: &str) {
+    let mut bytes = Vec::new();
+    item.write_line("n1", &mut bytes);
+    let written: Line<'_> = serde_json::from_slice(&bytes).expect("what was written can be read");
+    if let Item::Record(record) = item {
+        assert_eq!(
+            written,
+            Line::Flow(Box::new(record.json())),
+            "the round trip loses nothing"
+        );
+    }
+    let stripped = anstream::adapter::strip_str(&text::line(&written)).to_string();
+    assert_eq!(stripped, line, "{name}");
+
+    let value: serde_json::Value = serde_json::from_slice(&bytes).expect("JSON");
+    let json = serde_json::to_string_pretty(&value).expect("JSON") + "\n";
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(format!("src/flow/golden/{name}.json"));
+    if std::env::var_os("WEIR_BLESS").is_some() {
+        std::fs::create_dir_all(path.parent().expect("a directory")).expect("makes the directory");
+        std::fs::write(&path, &json).expect("writes the golden file");
+    }
+    let expected = std::fs::read_to_string(&path).unwrap_or_default();
+    assert_eq!(json, expected, "{name}: WEIR_BLESS=1 writes what is right now");
+}
+
+fn golden_record(name: &str, record: FlowRecord, line: &str) {
+    golden(name, &Item::Record(Arc::new(record)), line);
+}
+
+#[test]
+fn a_started_flow_says_who_allowed_it() {
+    let event = Event {
+        time: 62_123_456_789,
+        key: asked(),
+        decision: Decision::new(true, false, 1),
+        kind: EventKind::Started as u8,
+        reason: Reason::Allowed as u8,
+        direction: Direction::Ingress as u8,
+        tcp_flags: TCP_SYN as u8,
+        flags: CtEntry::OPENED_BY_PEER,
+        ifindex: 12,
+        packets: [0, 1],
+        bytes: [0, 60],
+        ..Event::default()
+    };
+    golden_record(
+        "started",
+        record(&names(), |context| context.event(&event, None).expect("a record")),
+        "Nov 22 17:01:02.123  prod/web-1:34512 -> prod/api-0:8080  to-endpoint FORWARDED (TCP SYN) allowed by \
+         NetworkPolicy prod/allow-web #0",
+    );
+}
+
+#[test]
+fn a_denied_flow_says_who_denied_it() {
+    let event = Event {
+        time: SECOND,
+        key: key(IPPROTO_UDP, ("10.0.0.10", 40000), ("192.0.2.1", 53)),
+        decision: Decision::new(false, true, 2),
+        kind: EventKind::Denied as u8,
+        reason: Reason::PolicyDenied as u8,
+        direction: Direction::Egress as u8,
+        packets: [1, 0],
+        bytes: [70, 0],
+        ..Event::default()
+    };
+    golden_record(
+        "denied",
+        record(&names(), |context| context.event(&event, None).expect("a record")),
+        "Nov 22 17:00:01.000  prod/api-0:40000 -> 192.0.2.1:53  from-endpoint DROPPED (UDP) denied at the end of tier \
+         default (last: NetworkPolicy prod/deny-all) [log]",
+    );
+}
+
+#[test]
+fn a_spoofed_source_is_no_policys_doing() {
+    let event = Event {
+        time: SECOND,
+        key: key(IPPROTO_TCP, ("2001:db8::bad", 1), ("2001:db8::21", 80)),
+        kind: EventKind::Denied as u8,
+        reason: Reason::SpoofedSource as u8,
+        direction: Direction::Egress as u8,
+        tcp_flags: (TCP_SYN | TCP_ACK) as u8,
+        packets: [1, 0],
+        bytes: [80, 0],
+        ..Event::default()
+    };
+    golden_record(
+        "spoofed",
+        record(&names(), |context| context.event(&event, None).expect("a record")),
+        "Nov 22 17:00:01.000  prod/api-0:1 -> prod/web-1:80  from-endpoint DROPPED INVALID_SOURCE_IP (TCP SYN,ACK)",
+    );
+}
+
+#[test]
+fn an_ended_flow_says_how_much_went_both_ways() {
+    let event = Event {
+        time: 75 * SECOND,
+        created: 62 * SECOND,
+        key: asked(),
+        decision: Decision::new(true, false, 1),
+        kind: EventKind::Ended as u8,
+        reason: Reason::Established as u8,
+        direction: Direction::Egress as u8,
+        tcp_flags: (TCP_FIN | TCP_ACK) as u8,
+        flags: CtEntry::OPENED_BY_PEER,
+        packets: [10, 12],
+        bytes: [1_234_567, 890],
+        ..Event::default()
+    };
+    golden_record(
+        "ended",
+        record(&names(), |context| context.event(&event, None).expect("a record")),
+        "Nov 22 17:01:15.000  prod/web-1:34512 -> prod/api-0:8080  to-endpoint FORWARDED (TCP) ended after 13s, \
+         12 packets 890 B out, 10 packets 1.2 MB back, allowed by NetworkPolicy prod/allow-web #0",
+    );
+}
+
+#[test]
+fn a_cut_flow_is_denied_as_it_was_opened() {
+    let event = Event {
+        time: SECOND,
+        key: asked(),
+        decision: Decision::new(false, false, 2),
+        kind: EventKind::Denied as u8,
+        reason: Reason::PolicyCut as u8,
+        // The packet that was stopped is an answer of the pod.
+        direction: Direction::Egress as u8,
+        tcp_flags: TCP_ACK as u8,
+        packets: [1, 0],
+        bytes: [52, 0],
+        ..Event::default()
+    };
+    let record = record(&names(), |context| {
+        context.event(&event, Some(Direction::Ingress)).expect("a record")
+    });
+    assert_eq!(record.direction, Direction::Ingress);
+    assert_eq!((record.source.port, record.destination.port), (34512, 8080));
+    assert_eq!(record.packets, [0, 1], "an answer");
+}
+
+fn connection(protocol: u8) -> CtEntry {
+    CtEntry {
+        decision: Decision::new(true, false, 3),
+        created: 10 * SECOND,
+        opener_icmp: if protocol == IPPROTO_ICMP { 8 << 8 } else { 128 << 8 },
+        sides: [
+            CtSide {
+                last_seen: 69 * SECOND,
+                packets: 60,
+                bytes: 5040,
+                ..CtSide::default()
+            },
+            CtSide {
+                last_seen: 68 * SECOND,
+                packets: 59,
+                bytes: 4956,
+                ..CtSide::default()
+            },
+        ],
+        ..CtEntry::default()
+    }
+}
+
+#[test]
+fn a_flow_that_lasts_says_how_much_so_far() {
+    let key = key(IPPROTO_ICMP, ("10.0.0.10", 4711), ("10.0.1.1", 8));
+    golden_record(
+        "ongoing",
+        record(&names(), |context| {
+            context.connection(&key, &connection(IPPROTO_ICMP), false, 70 * SECOND)
+        }),
+        "Nov 22 17:01:10.000  prod/api-0 -> node/n2  from-endpoint FORWARDED (ICMPv4 EchoRequest) open after 59s, \
+         60 packets 5.0 kB out, 59 packets 5.0 kB back",
+    );
+}
+
+#[test]
+fn a_flow_that_timed_out_has_ended_with_its_last_packet() {
+    let key = key(IPPROTO_ICMPV6, ("2001:db8::10", 4711), ("2001:db8::ffff", 128));
+    golden_record(
+        "timed-out",
+        record(&names(), |context| {
+            context.connection(&key, &connection(IPPROTO_ICMPV6), true, 100 * SECOND)
+        }),
+        "Nov 22 17:01:40.000  prod/api-0 -> 2001:db8::ffff  from-endpoint FORWARDED (ICMPv6 EchoRequest) ended after 59s, \
+         60 packets 5.0 kB out, 59 packets 5.0 kB back",
+    );
+}
+
+#[test]
+fn a_probe_of_the_node_is_no_policys_doing() {
+    let event = Event {
+        time: SECOND,
+        key: key(IPPROTO_TCP, ("10.0.0.10", 8080), ("10.0.0.1", 50000)),
+        decision: Decision::new(true, false, 0),
+        kind: EventKind::Started as u8,
+        reason: Reason::Node as u8,
+        direction: Direction::Ingress as u8,
+        tcp_flags: TCP_SYN as u8,
+        flags: CtEntry::OPENED_BY_PEER | CtEntry::NODE,
+        packets: [0, 1],
+        bytes: [0, 60],
+        ..Event::default()
+    };
+    golden_record(
+        "node",
+        record(&names(), |context| context.event(&event, None).expect("a record")),
+        "Nov 22 17:00:01.000  node/n1:50000 -> prod/api-0:8080  to-endpoint FORWARDED (TCP SYN) from the pod's own node",
+    );
+}
+
+#[test]
+fn repeated_denials_are_one_record_with_a_count() {
+    let denial = DenialEntry {
+        first: 2 * SECOND,
+        last: 44 * SECOND,
+        packets: 17,
+        bytes: 1020,
+        decision: Decision::new(false, false, 2),
+        reason: Reason::PolicyDenied as u8,
+        direction: Direction::Ingress as u8,
+        ..DenialEntry::default()
+    };
+    golden_record(
+        "denied-again",
+        record(&names(), |context| context.denial(&asked(), &denial, 65 * SECOND)),
+        "Nov 22 17:01:05.000  prod/web-1:34512 -> prod/api-0:8080  to-endpoint DROPPED (TCP) 17 packets in 42s, denied at \
+         the end of tier default (last: NetworkPolicy prod/deny-all)",
+    );
+}
+
+#[test]
+fn lost_events_are_a_line_of_their_own() {
+    let lost = Item::Lost {
+        time: CLOCK.wall(SECOND),
+        lost: LostEvent {
+            source: LossSource::PerfEventRingBuffer,
+            num_events_lost: 42,
+        },
+    };
+    golden(
+        "lost",
+        &lost,
+        "Nov 22 17:00:01.000  42 events lost (PerfEventRingBuffer)",
+    );
+}
+
+#[test]
+fn an_auditing_agent_reports_denials_as_what_they_would_be() {
+    let names = names();
+    let event = Event {
+        key: asked(),
+        decision: Decision::new(false, false, 2),
+        kind: EventKind::Denied as u8,
+        reason: Reason::PolicyDenied as u8,
+        direction: Direction::Ingress as u8,
+        ..Event::default()
+    };
+    let record = Context {
+        names: &names,
+        clock: CLOCK,
+        node: &Arc::from("n1"),
+        audit: true,
+    }
+    .event(&event, None)
+    .expect("a record");
+    let json = record.json();
+    assert_eq!(json.verdict, super::json::Verdict::Audit);
+    assert_eq!(json.drop_reason_desc, None);
+    assert_eq!(json.ingress_denied_by.len(), 1);
+}
+
+#[test]
+fn events_of_a_kind_that_is_not_known_are_left_out() {
+    let names = names();
+    let event = Event {
+        kind: 77,
+        ..Event::default()
+    };
+    let context = Context {
+        names: &names,
+        clock: CLOCK,
+        node: &Arc::from("n1"),
+        audit: false,
+    };
+    assert_eq!(context.event(&event, None), None);
+}
+
+#[test]
+fn a_pod_without_a_name_yet_is_told_by_its_address() {
+    let mut names = Names::default();
+    let event = Event {
+        key: asked(),
+        kind: EventKind::Started as u8,
+        ..Event::default()
+    };
+    let address_only = record(&names, |context| context.event(&event, None).expect("a record"));
+    assert_eq!(address_only.source.name, None);
+    names.set_endpoint(7, Some(pod("prod", "api-0", &[])));
+    let named = record(&names, |context| context.event(&event, None).expect("a record"));
+    assert!(named.source.name.is_some());
+}

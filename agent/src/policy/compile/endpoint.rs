@@ -1,0 +1,173 @@
+//! Local pods: which table each of their directions obeys.
+
+use std::sync::Arc;
+
+use rustc_hash::{FxHashMap, FxHashSet};
+
+use super::{
+    store::{DIRECTIONS, Store},
+    tables::Tables,
+    trace::Traces,
+};
+use crate::{
+    identity::Identities,
+    policy::{change::PeerKey, plan::EndpointPolicy},
+};
+
+#[derive(Debug)]
+pub struct Endpoint {
+    pub key: PeerKey,
+    view: Option<u32>,
+    /// By direction: the table that its policies make; None: nobody knows the pod, so it is closed.
+    pub wanted: [Option<u32>; 2],
+    /// What the kernel has once the plans so far are executed; None: not told yet.
+    pub told: Option<EndpointPolicy>,
+    /// By direction: the table that the kernel then has.
+    pub told_tables: [Option<u32>; 2],
+}
+
+#[derive(Debug, Default)]
+pub struct Endpoints {
+    endpoints: FxHashMap<u32, Endpoint>,
+    by_key: FxHashMap<PeerKey, Vec<u32>>,
+    by_view: FxHashMap<u32, FxHashSet<u32>>,
+    by_namespace: FxHashMap<Arc<str>, FxHashSet<u32>>,
+    dirty: FxHashSet<u32>,
+}
+
+impl Endpoints {
+    pub fn len(&self) -> usize {
+        self.endpoints.len()
+    }
+
+    pub fn get(&self, id: u32) -> Option<&Endpoint> {
+        self.endpoints.get(&id)
+    }
+
+    pub fn get_mut(&mut self, id: u32) -> Option<&mut Endpoint> {
+        self.endpoints.get_mut(&id)
+    }
+
+    /// By id, in order.
+    pub fn sorted(&self) -> Vec<(u32, &Endpoint)> {
+        let mut all: Vec<_> = self.endpoints.iter().map(|(&id, endpoint)| (id, endpoint)).collect();
+        all.sort_unstable_by_key(|&(id, _)| id);
+        all
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = (u32, &Endpoint)> {
+        self.endpoints.iter().map(|(&id, endpoint)| (id, endpoint))
+    }
+
+    pub fn touch_all(&mut self) {
+        self.dirty.extend(self.endpoints.keys());
+    }
+
+    pub fn touch_key(&mut self, key: &PeerKey) {
+        self.dirty.extend(self.by_key.get(key).into_iter().flatten());
+    }
+
+    pub fn touch_namespace(&mut self, namespace: &str) {
+        self.dirty
+            .extend(self.by_namespace.get(namespace).into_iter().flatten());
+    }
+
+    pub fn touch_views(&mut self, views: &FxHashSet<u32>) {
+        for view in views {
+            self.dirty.extend(self.by_view.get(view).into_iter().flatten());
+        }
+    }
+
+    /// An endpoint comes, goes, or is another pod's. Returns the tables that it had.
+    pub fn set(&mut self, id: u32, key: Option<PeerKey>, store: &mut Store) -> [Option<u32>; 2] {
+        if key.is_some() && self.endpoints.get(&id).map(|endpoint| &endpoint.key) == key.as_ref() {
+            return [None; 2];
+        }
+        let mut had = [None; 2];
+        if let Some(old) = self.endpoints.remove(&id) {
+            had = old.wanted;
+            self.dirty.remove(&id);
+            unlink(&mut self.by_namespace, old.key.namespace.clone(), id);
+            if let Some(ids) = self.by_key.get_mut(&old.key) {
+                ids.retain(|other| *other != id);
+                if ids.is_empty() {
+                    self.by_key.remove(&old.key);
+                }
+            }
+            unlink(&mut self.by_view, old.view, id);
+            if let Some(view) = old.view {
+                store.release_endpoint(view);
+            }
+        }
+        if let Some(key) = key {
+            self.by_key.entry(key.clone()).or_default().push(id);
+            if let Some(namespace) = &key.namespace {
+                self.by_namespace.entry(namespace.clone()).or_default().insert(id);
+            }
+            self.dirty.insert(id);
+            self.endpoints.insert(
+                id,
+                Endpoint {
+                    key,
+                    view: None,
+                    wanted: [None; 2],
+                    told: None,
+                    told_tables: [None; 2],
+                },
+            );
+        }
+        had
+    }
+
+    /// Finds the tables of endpoints that may have others now, and makes those that are new. Returns the endpoints
+    /// looked at.
+    pub fn resolve(
+        &mut self,
+        store: &mut Store,
+        tables: &mut Tables,
+        identities: &mut Identities,
+        traces: &mut Traces,
+    ) -> Vec<u32> {
+        let mut dirty: Vec<u32> = self.dirty.drain().collect();
+        dirty.sort_unstable();
+        for &id in &dirty {
+            let Some(endpoint) = self.endpoints.get_mut(&id) else {
+                continue;
+            };
+            let subject = identities.entities().subject(&endpoint.key);
+            let view = subject.map(|subject| store.hold_endpoint(&subject));
+            if let Some(old) = endpoint.view {
+                store.release_endpoint(old);
+            }
+            if view != endpoint.view {
+                unlink(&mut self.by_view, endpoint.view, id);
+                if let Some(view) = view {
+                    self.by_view.entry(view).or_default().insert(id);
+                }
+                endpoint.view = view;
+            }
+            for direction in DIRECTIONS {
+                let wanted = view.map(|view| {
+                    let wanted = store.wanted(view, &endpoint.key, direction, identities);
+                    tables.find_or_create(wanted, identities, traces)
+                });
+                let old = std::mem::replace(&mut endpoint.wanted[direction as usize], wanted);
+                tables.join(wanted);
+                tables.leave(old);
+            }
+        }
+        dirty
+    }
+}
+
+fn unlink<K: std::hash::Hash + Eq>(map: &mut FxHashMap<K, FxHashSet<u32>>, key: Option<K>, id: u32) {
+    let Some(key) = key else {
+        return;
+    };
+    if let Some(ids) = map.get_mut(&key) {
+        ids.remove(&id);
+        if ids.is_empty() {
+            map.remove(&key);
+        }
+    }
+}

@@ -1,0 +1,233 @@
+//! Traces: interned lists of what a policy walk passed. Decisions name them.
+
+use std::{collections::VecDeque, sync::Arc};
+
+use rustc_hash::{FxHashMap, FxHashSet};
+
+use crate::{
+    identity::slab::Slab,
+    policy::model::{Action, Hit, Judgement, Policy, TierDefault},
+};
+
+/// How many traces are remembered after their last decision is gone: events on their way may still name them.
+const REMEMBERED: usize = 4096;
+
+/// What makes two hits the same. `rules`: the number of a policy's rule list of one direction.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum HitKey {
+    Rule {
+        rules: u32,
+        index: u32,
+        action: Action,
+    },
+    EndOfTier {
+        rules: u32,
+        tier: Arc<str>,
+        action: TierDefault,
+    },
+    Profile,
+}
+
+#[derive(Debug)]
+struct Known {
+    key: HitKey,
+    hit: Hit,
+    references: usize,
+}
+
+#[derive(Debug)]
+struct Trace {
+    hits: Arc<[u32]>,
+    judgement: Arc<Judgement>,
+    references: usize,
+}
+
+/// What a trace says in two bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    pub allow: bool,
+    pub log: bool,
+}
+
+#[derive(Debug)]
+pub struct Traces {
+    hits: Slab<Known>,
+    hit_ids: FxHashMap<HitKey, u32>,
+    traces: FxHashMap<u32, Trace>,
+    ids: FxHashMap<Arc<[u32]>, u32>,
+    next: u32,
+    /// Without counters so far.
+    fresh: Vec<u32>,
+    loose: Vec<u32>,
+    remembered: VecDeque<(u32, Arc<Judgement>)>,
+}
+
+impl Traces {
+    pub fn new(first: u32) -> Self {
+        Self {
+            hits: Slab::default(),
+            hit_ids: FxHashMap::default(),
+            traces: FxHashMap::default(),
+            ids: FxHashMap::default(),
+            next: first.max(1),
+            fresh: Vec::new(),
+            loose: Vec::new(),
+            remembered: VecDeque::new(),
+        }
+    }
+
+    pub fn len(&self) -> usize {
+        self.traces.len()
+    }
+
+    pub fn ids(&self) -> impl Iterator<Item = u32> {
+        self.traces.keys().copied()
+    }
+
+    pub fn judgement(&self, id: u32) -> Option<Arc<Judgement>> {
+        let remembered = || self.remembered.iter().find(|(old, _)| *old == id).map(|(_, it)| it);
+        let live = self.traces.get(&id).map(|trace| &trace.judgement);
+        live.or_else(remembered).cloned()
+    }
+
+    /// The number of a hit, until as many [`Traces::release_hit`].
+    pub fn hold_hit(&mut self, key: HitKey, hit: impl FnOnce() -> Hit) -> u32 {
+        if let Some(&id) = self.hit_ids.get(&key) {
+            self.hits[id].references += 1;
+            return id;
+        }
+        let id = self.hits.insert(Known {
+            key: key.clone(),
+            hit: hit(),
+            references: 1,
+        });
+        self.hit_ids.insert(key, id);
+        id
+    }
+
+    /// No trace with it may be left.
+    pub fn release_hit(&mut self, id: u32) {
+        let known = &mut self.hits[id];
+        known.references -= 1;
+        if known.references == 0
+            && let Some(known) = self.hits.remove(id)
+        {
+            self.hit_ids.remove(&known.key);
+        }
+    }
+
+    /// The rules of a list have other names.
+    pub fn rename(&mut self, rules: u32, policy: &Policy) {
+        let lists = [policy.ingress.as_deref(), policy.egress.as_deref()];
+        let named = |index: u32| {
+            let mut all = lists.iter().flatten().flat_map(|list| list.iter());
+            all.find(|rule| rule.index == index).and_then(|rule| rule.name.clone())
+        };
+        let mut changed = Vec::new();
+        for (key, &id) in &self.hit_ids {
+            if let HitKey::Rule { rules: own, index, .. } = key
+                && *own == rules
+                && let Some(known) = self.hits.get_mut(id)
+                && let Hit::Rule { name, .. } = &mut known.hit
+            {
+                *name = named(*index);
+                changed.push(id);
+            }
+        }
+        for trace in self.traces.values_mut() {
+            if trace.hits.iter().any(|hit| changed.contains(hit)) {
+                let hits = trace.hits.iter().map(|&hit| self.hits[hit].hit.clone()).collect();
+                let judgement = Judgement {
+                    hits,
+                    ..(*trace.judgement).clone()
+                };
+                trace.judgement = Arc::new(judgement);
+            }
+        }
+    }
+
+    /// The trace of a list of hits, and what it says. It must be held before the next [`Traces::sweep`].
+    pub fn intern(&mut self, hits: &[u32]) -> (u32, Outcome) {
+        if let Some(&id) = self.ids.get(hits) {
+            let judgement = &self.traces[&id].judgement;
+            let outcome = Outcome {
+                allow: judgement.allow,
+                log: judgement.log,
+            };
+            return (id, outcome);
+        }
+        let list: Vec<Hit> = hits.iter().map(|&hit| self.hits[hit].hit.clone()).collect();
+        let allow = matches!(
+            list.last(),
+            Some(
+                Hit::Rule {
+                    action: Action::Allow,
+                    ..
+                } | Hit::Profile
+            )
+        );
+        let log = list.iter().any(|hit| {
+            matches!(
+                hit,
+                Hit::Rule {
+                    action: Action::Log,
+                    ..
+                }
+            )
+        });
+        let id = self.next;
+        self.next += 1;
+        let hits: Arc<[u32]> = hits.into();
+        self.ids.insert(hits.clone(), id);
+        self.traces.insert(
+            id,
+            Trace {
+                hits,
+                judgement: Arc::new(Judgement { allow, log, hits: list }),
+                references: 0,
+            },
+        );
+        self.fresh.push(id);
+        self.loose.push(id);
+        (id, Outcome { allow, log })
+    }
+
+    pub fn hold(&mut self, id: u32) {
+        if let Some(trace) = self.traces.get_mut(&id) {
+            trace.references += 1;
+        }
+    }
+
+    pub fn release(&mut self, id: u32) {
+        if let Some(trace) = self.traces.get_mut(&id) {
+            trace.references -= 1;
+            if trace.references == 0 {
+                self.loose.push(id);
+            }
+        }
+    }
+
+    /// Traces that need a counter, and those that need it no more and are forgotten.
+    pub fn sweep(&mut self) -> (Vec<u32>, Vec<u32>) {
+        let mut fresh = std::mem::take(&mut self.fresh);
+        let mut dead = Vec::new();
+        for id in std::mem::take(&mut self.loose) {
+            if self.traces.get(&id).is_some_and(|trace| trace.references == 0)
+                && let Some(trace) = self.traces.remove(&id)
+            {
+                self.ids.remove(&trace.hits);
+                if self.remembered.len() == REMEMBERED {
+                    self.remembered.pop_front();
+                }
+                self.remembered.push_back((id, trace.judgement));
+                dead.push(id);
+            }
+        }
+        // Ids grow: what came and went since the last sweep never gets a counter.
+        let first_fresh = fresh.first().copied().unwrap_or(u32::MAX);
+        let gone: FxHashSet<u32> = dead.iter().copied().filter(|&id| id >= first_fresh).collect();
+        fresh.retain(|id| !gone.contains(id));
+        dead.retain(|id| *id < first_fresh);
+        (fresh, dead)
+    }
+}

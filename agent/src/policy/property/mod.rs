@@ -1,0 +1,3 @@
+//! The compiler against the naive evaluator, over random worlds and their changes.
+
+mod sequences;

@@ -3,3 +3,6 @@
 
 pub mod binary;
 pub mod lab;
+pub mod nanoseconds;
+pub mod packet;
+pub mod testrun;

@@ -2,26 +2,36 @@
 //!
 //! | file | what |
 //! |---|---|
-//! | `claims` | which pod has an address, of those that claim it |
+//! | `pods` | pods: peers, local pods |
+//! | `nodes` | nodes: peers too |
+//! | `claims` | whose an address is, of those that claim it |
 //! | `output` | what follows from one event |
 
 mod claims;
+mod nodes;
 mod output;
+mod pods;
+#[cfg(test)]
+mod tests;
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet, hash_map::Entry},
+    collections::{BTreeMap, HashMap, HashSet},
     net::IpAddr,
     sync::Arc,
 };
 
-use self::claims::Claims;
-pub use self::output::{IndexOutput, LocalPod, LocalPodChange, NameChange, PodInfo};
+pub use self::output::{IndexOutput, LocalPod, LocalPodChange, NameChange};
+use self::{
+    claims::Claims,
+    nodes::node_key,
+    pods::{KnownPod, pod_key},
+};
 use crate::{
     api::{Namespace, Node, Object, ObjectKey, ObjectKind, Pod, ServiceAccount},
     policy::{
-        change::{Change, Peer, PeerKey},
+        change::Change,
         model::{Policy, PolicyKey},
-        selector::{EntityKind, Labels},
+        selector::Labels,
     },
     source::SourceEvent,
 };
@@ -31,11 +41,6 @@ pub const NAMESPACE_NAME_LABEL: &str = "kubernetes.io/metadata.name";
 
 /// A namespaced object's (namespace, name).
 type Scoped = (Arc<str>, Arc<str>);
-
-struct KnownPod {
-    pod: Arc<Pod>,
-    claimed: u64,
-}
 
 #[derive(Default)]
 struct KnownNamespace {
@@ -87,18 +92,6 @@ impl Index {
         out
     }
 
-    /// Addresses found on this node's interfaces; they count as the node's besides those of its Node object.
-    pub fn set_node_addresses(&mut self, mut addresses: Vec<IpAddr>) -> IndexOutput {
-        addresses.sort_unstable();
-        addresses.dedup();
-        let mut out = IndexOutput::default();
-        let name = self.node_name.clone();
-        let before = self.node_peer(&name);
-        self.node_addresses = addresses;
-        self.tell_node(&name, before, &mut out);
-        out
-    }
-
     /// Changes that tell an empty world everything.
     #[must_use]
     pub fn snapshot(&self) -> Vec<Change> {
@@ -119,8 +112,8 @@ impl Index {
         });
         let pods = self
             .pods
-            .values()
-            .filter_map(|known| known.peer().map(|peer| Change::Peer(pod_key(&known.pod), Some(peer))));
+            .iter()
+            .filter_map(|(key, known)| known.peer().map(|peer| Change::Peer(pod_key(key), Some(peer))));
         let policies = self
             .policies
             .iter()
@@ -133,11 +126,31 @@ impl Index {
             .collect()
     }
 
-    /// The pod that has the address, if any does.
+    /// The pod that has the address, if any does: the newest of those that claim it.
     #[must_use]
-    pub fn pod_by_address(&self, address: IpAddr) -> Option<&Arc<PodInfo>> {
-        let scoped = self.claims.owner(address)?;
-        self.pods.get(scoped).map(|known| &known.pod)
+    pub fn pod_by_address(&self, address: IpAddr) -> Option<&Arc<Pod>> {
+        let key = self.claims.owner(address)?;
+        let scoped = (key.namespace.clone()?, key.name.clone());
+        self.pods.get(&scoped).map(|known| &known.pod)
+    }
+
+    fn owners<'a>(&self, addresses: impl Iterator<Item = &'a IpAddr>) -> Vec<(IpAddr, Option<Arc<Pod>>)> {
+        let mut addresses: Vec<IpAddr> = addresses.copied().collect();
+        addresses.sort_unstable();
+        addresses.dedup();
+        let owned = addresses.into_iter();
+        owned
+            .map(|address| (address, self.pod_by_address(address).cloned()))
+            .collect()
+    }
+
+    fn tell_owners(&self, before: Vec<(IpAddr, Option<Arc<Pod>>)>, out: &mut IndexOutput) {
+        for (address, before) in before {
+            let pod = self.pod_by_address(address).cloned();
+            if before != pod {
+                out.names.push(NameChange { address, pod });
+            }
+        }
     }
 
     #[must_use]
@@ -163,11 +176,7 @@ impl Index {
     fn remove(&mut self, key: &ObjectKey, out: &mut IndexOutput) {
         let scoped = || (key.namespace.clone().unwrap_or_else(|| "".into()), key.name.clone());
         match key.kind {
-            ObjectKind::Node => {
-                let before = self.node_peer(&key.name);
-                self.nodes.remove(&key.name);
-                self.tell_node(&key.name, before, out);
-            }
+            ObjectKind::Node => self.remove_node(&key.name, out),
             ObjectKind::Namespace => {
                 let before = self.namespace_labels(&key.name);
                 if let Some(known) = self.namespaces.get_mut(&key.name) {
@@ -262,49 +271,6 @@ impl Index {
         }
     }
 
-    fn put_node(&mut self, node: Arc<Node>, out: &mut IndexOutput) {
-        let name = node.name.clone();
-        let before = self.node_peer(&name);
-        let arrival = self.arrival();
-        match self.nodes.entry(name.clone()) {
-            Entry::Occupied(mut known) => known.get_mut().0 = node,
-            Entry::Vacant(vacant) => {
-                vacant.insert((node, arrival));
-            }
-        }
-        self.tell_node(&name, before, out);
-    }
-
-    fn tell_node(&self, name: &Arc<str>, before: Option<Peer>, out: &mut IndexOutput) {
-        let after = self.node_peer(name);
-        if before != after {
-            out.changes.push(Change::Peer(node_key(name), after));
-        }
-    }
-
-    fn node_peer(&self, name: &Arc<str>) -> Option<Peer> {
-        let local_node = *name == self.node_name;
-        let known = self.nodes.get(name);
-        let mut addresses = known.map(|(node, _)| node.addresses.clone()).unwrap_or_default();
-        if local_node {
-            addresses.extend_from_slice(&self.node_addresses);
-        }
-        addresses.sort_unstable();
-        addresses.dedup();
-        if known.is_none() && addresses.is_empty() {
-            return None;
-        }
-        Some(Peer {
-            labels: known.map(|(node, _)| node.labels.clone()).unwrap_or_default(),
-            service_account: None,
-            named_ports: Arc::default(),
-            addresses,
-            // Above every pod's: no pod's status takes a node's address away from it.
-            claimed: NODE_CLAIM | known.map_or(0, |(_, arrival)| *arrival),
-            local_node,
-        })
-    }
-
     fn put_namespace(&mut self, namespace: Arc<Namespace>, out: &mut IndexOutput) {
         let name = namespace.name.clone();
         let before = self.namespace_labels(&name);
@@ -326,161 +292,9 @@ impl Index {
         }
     }
 
-    fn put_pod(&mut self, pod: Arc<Pod>, out: &mut IndexOutput) {
-        let key = (pod.namespace.clone(), pod.name.clone());
-        let old = self.pods.get(&key);
-        if old.is_some_and(|known| known.pod == pod) {
-            return;
-        }
-        // A pod that gains an address claims it now; any other change leaves its place among the claimants.
-        let claimed = match old {
-            Some(known)
-                if known.pod.created == pod.created && pod.claims().iter().all(|a| known.pod.claims().contains(a)) =>
-            {
-                known.claimed
-            }
-            _ => seniority(pod.created, self.arrival()),
-        };
-        if !self.pods.contains_key(&key) {
-            let namespace = key.0.clone();
-            let before = self.namespace_labels(&namespace);
-            self.namespaces.entry(namespace.clone()).or_default().pods += 1;
-            self.tell_namespace(&namespace, before, out);
-        }
-        self.change_pod(&key, Some(KnownPod { pod, claimed }), out);
-    }
-
-    fn remove_pod(&mut self, key: &Scoped, out: &mut IndexOutput) {
-        if !self.pods.contains_key(key) {
-            return;
-        }
-        self.change_pod(key, None, out);
-        let before = self.namespace_labels(&key.0);
-        if let Some(known) = self.namespaces.get_mut(&key.0) {
-            known.pods = known.pods.saturating_sub(1);
-        }
-        self.tell_namespace(&key.0, before, out);
-    }
-
-    fn change_pod(&mut self, key: &Scoped, new: Option<KnownPod>, out: &mut IndexOutput) {
-        let peer_before = self.pods.get(key).and_then(KnownPod::peer);
-        let local_before = self.pods.get(key).and_then(|known| known.local(&self.node_name));
-        let mut touched: Vec<IpAddr> = [self.pods.get(key), new.as_ref()]
-            .into_iter()
-            .flatten()
-            .flat_map(|known| known.pod.claims().iter().copied())
-            .collect();
-        touched.sort_unstable();
-        touched.dedup();
-        let owners_before: Vec<Option<Arc<Pod>>> = touched
-            .iter()
-            .map(|address| self.pod_by_address(*address).cloned())
-            .collect();
-
-        if let Some(known) = self.pods.get(key) {
-            for address in known.pod.claims() {
-                self.claims.release(*address, key);
-            }
-        }
-        match new {
-            Some(known) => {
-                for address in known.pod.claims() {
-                    self.claims.claim(*address, key, known.claimed);
-                }
-                self.pods.insert(key.clone(), known);
-            }
-            None => {
-                self.pods.remove(key);
-            }
-        }
-
-        let peer_after = self.pods.get(key).and_then(KnownPod::peer);
-        let peer_key = PeerKey {
-            kind: EntityKind::Pod,
-            namespace: Some(key.0.clone()),
-            name: key.1.clone(),
-        };
-        if peer_before != peer_after {
-            out.changes.push(Change::Peer(peer_key.clone(), peer_after));
-        }
-        let local_after = self.pods.get(key).and_then(|known| known.local(&self.node_name));
-        if local_before != local_after {
-            out.local_pods.push(LocalPodChange {
-                key: peer_key,
-                pod: local_after,
-            });
-        }
-        for (address, before) in touched.into_iter().zip(owners_before) {
-            let after = self.pod_by_address(address).cloned();
-            if before != after {
-                out.names.push(NameChange { address, pod: after });
-            }
-        }
-    }
-
     fn arrival(&mut self) -> u64 {
         self.arrivals += 1;
         self.arrivals
-    }
-}
-
-/// Set in every node's seniority number, in no pod's.
-const NODE_CLAIM: u64 = 1 << 63;
-/// Bits of a pod's seniority number that hold its order of arrival; those above hold the second of its creation.
-const ARRIVAL_BITS: u32 = 29;
-
-/// By creation, then by arrival: unique among pods (until half a billion pods of one second have arrived).
-fn seniority(created: Option<i64>, arrival: u64) -> u64 {
-    let seconds = created.map_or(0, |seconds| seconds.clamp(0, (1 << 34) - 1).unsigned_abs());
-    (seconds << ARRIVAL_BITS) | (arrival & ((1 << ARRIVAL_BITS) - 1))
-}
-
-fn node_key(name: &Arc<str>) -> PeerKey {
-    PeerKey {
-        kind: EntityKind::Node,
-        namespace: None,
-        name: name.clone(),
-    }
-}
-
-fn pod_key(pod: &Pod) -> PeerKey {
-    PeerKey {
-        kind: EntityKind::Pod,
-        namespace: Some(pod.namespace.clone()),
-        name: pod.name.clone(),
-    }
-}
-
-impl Pod {
-    /// The addresses that are this pod's own: none on the host network, none once it has ended.
-    fn claims(&self) -> &[IpAddr] {
-        if self.host_network || self.phase.is_over() {
-            &[]
-        } else {
-            &self.addresses
-        }
-    }
-}
-
-impl KnownPod {
-    fn peer(&self) -> Option<Peer> {
-        let pod = &self.pod;
-        (!pod.host_network && !pod.phase.is_over()).then(|| Peer {
-            labels: pod.labels.clone(),
-            service_account: Some(pod.service_account.clone()),
-            named_ports: pod.named_ports.clone(),
-            addresses: pod.addresses.clone(),
-            claimed: self.claimed,
-            local_node: false,
-        })
-    }
-
-    fn local(&self, node_name: &Arc<str>) -> Option<LocalPod> {
-        let addresses = self.pod.claims();
-        (self.pod.node_name.as_ref() == Some(node_name) && !addresses.is_empty()).then(|| LocalPod {
-            addresses: addresses.to_vec(),
-            allowed_sources: self.pod.allowed_sources.clone(),
-        })
     }
 }
 

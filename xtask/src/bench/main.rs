@@ -17,6 +17,7 @@ mod interrupt;
 mod latency;
 mod load;
 mod node;
+mod packets;
 mod priority;
 mod report;
 mod world;
@@ -61,7 +62,7 @@ fn run(CommandLine { weir, bench }: &CommandLine) -> Result<()> {
             Name::Latency => latency::run(weir, bench.quick),
             Name::Footprint => footprint::run(weir, bench.quick),
             Name::Compile => compile::run(bench.quick),
-            Name::Packets => Ok(()),
+            Name::Packets => packets::run(bench.quick),
         }?;
     }
     Ok(())

@@ -66,10 +66,11 @@ fn ask(endpoint: &mut Endpoint, scratch: &mut Scratch, opening: Opening, ruling:
     }
 }
 
-/// Judges a packet that no entry explains, and makes one where it may pass. `replaces` says where a dead entry of
-/// the same key lies, or a live one of the other direction's.
+/// Judges a packet that no entry explains, and makes one where it may pass. `scratch.open.replaces` says where
+/// a dead entry of the same key lies, or a live one of the other direction's.
 #[inline(never)]
-pub fn open(endpoint: &mut Endpoint, scratch: &mut Scratch, replaces: Option<Place>) -> Reason {
+pub fn open(endpoint: &mut Endpoint, scratch: &mut Scratch) -> Reason {
+    let replaces = scratch.open.replaces;
     let mut ruling = Ruling::default();
     let mut opener = scratch.flow.direction();
     let mut adopted = false;

@@ -4,6 +4,7 @@ use aya_ebpf::{macros::map, maps::PerCpuArray};
 use weir_common::{Direction, conntrack::CtEntry, event::DenialEntry, policy::Row};
 
 use crate::{
+    conntrack::Place,
     endpoint::PolicyView,
     flow::Flow,
     parse::{Network, transport::Transport},
@@ -29,6 +30,8 @@ pub struct Scratch {
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
 pub struct Open {
+    /// Where the entry lies that a new one would replace.
+    pub replaces: Option<Place>,
     pub view: PolicyView,
     pub row: Row,
     pub entry: CtEntry,

@@ -14,6 +14,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use weir_common::{
     Direction,
+    counters::Tally,
     endpoint::EndpointEntry,
     policy::{Decision, DecisionKey, DirectionPolicy, PrefixMask, Row},
 };
@@ -32,7 +33,8 @@ pub enum Rules {
     Cidrs(u32),
 }
 
-/// Mean time of a packet, ns, the test run's own overhead included (an empty program: see [`empty`]).
+/// Mean time of a packet, ns, the test run's own overhead included (an empty program: see [`empty`]). Of several
+/// series, the fastest: everything else on the machine only adds.
 #[derive(Clone, Copy, Debug)]
 pub struct Nanoseconds {
     /// A packet of a known flow that the pod receives.
@@ -48,7 +50,9 @@ pub struct Nanoseconds {
 const POD: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 2);
 const PORT: u16 = 8080;
 /// New flows per measurement: source ports.
-const FLOWS: u32 = 50_000;
+const FLOWS: u32 = 60_000;
+/// Series of which the fastest counts.
+const SERIES: u32 = 20;
 
 /// Measures the programs with tables of a size; `repeat` packets for each number but that of new flows.
 ///
@@ -71,31 +75,39 @@ pub fn measure(rules: Rules, repeat: u32) -> Result<Nanoseconds> {
     for (hook, packet) in [(Hook::TO_POD, &syn), (Hook::FROM_POD, &answer), (Hook::TO_POD, &data)] {
         expect(programs.run(hook, packet)?, PASS)?;
     }
-    let (action, established) = programs.repeat(Hook::TO_POD, &data, repeat)?;
-    expect(action, PASS)?;
-    let (action, established_from_pod) = programs.repeat(Hook::FROM_POD, &answer, repeat)?;
-    expect(action, PASS)?;
-    let other = tcp(peer, pod, (999, PORT + 1), SYN);
-    let (action, denied) = programs.repeat(Hook::TO_POD, &other, repeat)?;
-    expect(action, DROP)?;
+    let mut series = |hook, packet: &[u8], expected| {
+        fastest(|| {
+            let (action, time) = programs.repeat(hook, packet, repeat / SERIES)?;
+            expect(action, expected)?;
+            Ok(time.as_nanos() as f64)
+        })
+    };
+    let established = series(Hook::TO_POD, &data, PASS)?;
+    let established_from_pod = series(Hook::FROM_POD, &answer, PASS)?;
+    let denied = series(Hook::TO_POD, &tcp(peer, pod, (999, PORT + 1), SYN), DROP)?;
 
-    let before = programs.tally(weir_common::counters::Tally::Unconfirmed)?;
-    let syn = tcp(peer, pod, (1024, PORT), SYN);
     let driver = Driver::new()?;
-    let alone = driver.run(&syn, FLOWS)?;
+    let syn = tcp(peer, pod, (1024, PORT), SYN);
+    let alone = fastest(|| driver.run(&syn, FLOWS / SERIES))?;
     driver.drive(programs.program_fd(Direction::Ingress)?.as_raw_fd())?;
-    let together = driver.run(&syn, FLOWS)?;
-    let made = programs.tally(weir_common::counters::Tally::Unconfirmed)? - before;
-    if made < u64::from(FLOWS) {
-        bail!("{made} of {FLOWS} packets were new flows");
-    }
+    let mut first_port = 1024;
+    let together = fastest(|| {
+        let before = programs.tally(Tally::Unconfirmed)?;
+        let time = driver.run(&tcp(peer, pod, (first_port, PORT), SYN), FLOWS / SERIES)?;
+        first_port += (FLOWS / SERIES) as u16;
+        let made = programs.tally(Tally::Unconfirmed)? - before;
+        if made < u64::from(FLOWS / SERIES) {
+            bail!("{made} of {} packets were new flows", FLOWS / SERIES);
+        }
+        Ok(time)
+    })?;
     // The driver's own time holds that of an empty program already.
     let overhead = alone - empty(repeat)?;
     Ok(Nanoseconds {
-        established: established.as_nanos() as f64,
-        established_from_pod: established_from_pod.as_nanos() as f64,
+        established,
+        established_from_pod,
         new: together - overhead,
-        denied: denied.as_nanos() as f64,
+        denied,
     })
 }
 
@@ -106,7 +118,17 @@ pub fn measure(rules: Rules, repeat: u32) -> Result<Nanoseconds> {
 pub fn empty(repeat: u32) -> Result<f64> {
     let program = load(&[mov(0, -1), instruction(0x95, 0, 0, 0, 0)])?;
     let ip = IpAddr::V4(POD);
-    test_run(&program, &tcp(ip, ip, (1, 2), SYN), repeat)
+    let packet = tcp(ip, ip, (1, 2), SYN);
+    fastest(|| test_run(&program, &packet, repeat / SERIES))
+}
+
+/// The shortest of [`SERIES`] times.
+fn fastest(mut time: impl FnMut() -> Result<f64>) -> Result<f64> {
+    let mut shortest = time()?;
+    for _ in 1..SERIES {
+        shortest = shortest.min(time()?);
+    }
+    Ok(shortest)
 }
 
 fn expect(action: i32, expected: i32) -> Result<()> {

@@ -108,7 +108,10 @@ fn comes_goes_and_comes_again(layout: Layout) -> Result<()> {
         for _ in 0..2 {
             lab.add_pods(&[plan()])?;
             let (ifindex, name) = found(&mut events).await?;
-            ensure!(name == lab.pod("x/a")?.interface && ifindex == index_of(&name)?, "{name}");
+            ensure!(
+                name == lab.pod("x/a")?.interface && ifindex == index_of(&name)?,
+                "{name}"
+            );
             ensure!(ifindex != last, "a new interface has a new index");
             last = ifindex;
             silence(&mut events).await?;
@@ -178,7 +181,11 @@ fn an_index_that_comes_again_is_another_interface() -> Result<()> {
         ensure!(found(&mut events).await? == (77, "v1".into()));
         run(
             &netns,
-            &["link del v1", "link add v2 index 77 type veth peer name p2", "link set v2 up"],
+            &[
+                "link del v1",
+                "link add v2 index 77 type veth peer name p2",
+                "link set v2 up",
+            ],
         )?;
         ensure!(matches!(next(&mut events).await?, Event::Lost { ifindex: 77, .. }));
         ensure!(matches!(next(&mut events).await?, Event::Missing { .. }));
@@ -232,8 +239,11 @@ fn addresses_that_lead_to_different_interfaces_are_reported_and_the_uplink_is_re
             Event::Missing { reason, .. } => ensure!(reason.contains("v1") && reason.contains("v2"), "{reason}"),
             other => bail!("unexpected: {other:?}"),
         }
-        run(&netns, &["route replace fd00:9::1/128 dev v1", "route del fd00:9::1/128 dev v2"])
-            .or_else(|_| run(&netns, &["route replace fd00:9::1/128 dev v1"]))?;
+        run(
+            &netns,
+            &["route replace fd00:9::1/128 dev v1", "route del fd00:9::1/128 dev v2"],
+        )
+        .or_else(|_| run(&netns, &["route replace fd00:9::1/128 dev v1"]))?;
         ensure!(found(&mut events).await?.1 == "v1");
         discovery.watch(key("b"), vec![IpAddr::from([10, 9, 0, 2])]);
         match next(&mut events).await? {
@@ -279,8 +289,43 @@ fn a_bridge_port_that_claims_anothers_address_does_not_get_its_policy() -> Resul
 }
 
 #[test]
+fn a_quiet_pod_that_its_bridge_has_forgotten_keeps_the_interface_it_had() -> Result<()> {
+    let mut lab = Lab::new(Families::V4)?;
+    lab.add_node("one", Layout::Bridge)?;
+    lab.add_pods(&[PodPlan::new("x/a", "one")])?;
+    let node = Arc::clone(&lab.node("one")?.netns);
+    let address: IpAddr = lab.pod("x/a")?.addresses.v4.context("v4")?.into();
+    // It does not answer any more, but it is there.
+    let pod = Arc::clone(&lab.pod("x/a")?.netns);
+    run(&pod, &["link set eth0 arp off"])?;
+    run(&node, &["neigh flush all"])?;
+    in_netns(&node, || async {
+        let (discovery, mut events) = Discovery::spawn()?;
+        let known = index_of(&lab.pod("x/a")?.interface)?;
+        discovery.watch(key("a"), vec![address]);
+        discovery.assume(key("a"), known);
+        match next(&mut events).await? {
+            Event::Found { ifindex, unlocated, .. } => {
+                ensure!(ifindex == known && unlocated.len() == 1, "{unlocated:?}");
+            }
+            other => bail!("unexpected: {other:?}"),
+        }
+        silence(&mut events).await?;
+        // What is assumed of an interface that is gone is worth nothing.
+        discovery.watch(key("b"), vec![IpAddr::from([10, 99, 0, 1])]);
+        discovery.assume(key("b"), 4_000);
+        ensure!(matches!(next(&mut events).await?, Event::Missing { pod, .. } if pod == key("b")));
+        Ok(())
+    })
+}
+
+#[test]
 fn a_storm_of_routes_hides_no_pod() -> Result<()> {
-    let netns = machine(&["link add up0 type ifb", "link set up0 up", "addr add 192.0.2.1/24 dev up0"])?;
+    let netns = machine(&[
+        "link add up0 type ifb",
+        "link set up0 up",
+        "addr add 192.0.2.1/24 dev up0",
+    ])?;
     in_netns(&netns, || async {
         let (discovery, mut events) = Discovery::spawn()?;
         discovery.watch(key("a"), vec![IpAddr::from([10, 9, 0, 1])]);
@@ -302,7 +347,11 @@ fn a_storm_of_routes_hides_no_pod() -> Result<()> {
 
 #[test]
 fn the_nodes_own_addresses_are_told_and_kept_up_to_date() -> Result<()> {
-    let netns = machine(&["link add up0 type ifb", "link set up0 up", "addr add 192.0.2.1/24 dev up0"])?;
+    let netns = machine(&[
+        "link add up0 type ifb",
+        "link set up0 up",
+        "addr add 192.0.2.1/24 dev up0",
+    ])?;
     in_netns(&netns, || async {
         let (_discovery, mut events) = Discovery::spawn()?;
         let told = |event: Option<Event>| match event {

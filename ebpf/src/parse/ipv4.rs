@@ -10,7 +10,7 @@ const MORE_FRAGMENTS: u32 = 0x2000;
 const FRAGMENT_OFFSET: u32 = 0x1fff;
 
 /// Parses the IPv4 header that begins at `offset`.
-#[inline(never)]
+#[inline(always)]
 pub fn parse<P: Packet>(packet: P, offset: u32, extent: Extent, network: &mut Network) -> Result<(), Reason> {
     let Some(words) = packet.load::<5>(offset) else {
         return Err(Reason::Truncated);

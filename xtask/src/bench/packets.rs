@@ -49,12 +49,11 @@ pub fn run(quick: bool) -> Result<()> {
         }
         println!("\n  rules of {kind}:");
         let head = RULES.map(|count| count.to_string());
-        let mut table = Table::new(
-            ["packet".into()]
-                .into_iter()
-                .chain(head)
-                .chain(["largest/smallest".into(), String::new(), String::new()]),
-        );
+        let mut table = Table::new(["packet".into()].into_iter().chain(head).chain([
+            "largest/smallest".into(),
+            String::new(),
+            String::new(),
+        ]));
         for (name, of) in ROWS {
             let times: Vec<f64> = measured.iter().map(of).collect();
             let largest = report::quantile(&times, 1.0).unwrap_or(f64::NAN);

@@ -56,7 +56,8 @@ impl<'node> Generator<'node> {
     pub fn new(node: &'node Node) -> Result<Self> {
         let (client, server) = node.client_and_server()?;
         let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
-        let needed = 2 * PORTS.len() as u64 + 1024;
+        // Of two generators.
+        let needed = 3 * PORTS.len() as u64;
         if soft < needed {
             setrlimit(Resource::RLIMIT_NOFILE, needed, hard.max(needed)).context("raising the limit of open files")?;
         }

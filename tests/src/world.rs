@@ -28,7 +28,7 @@ use crate::{
 };
 
 /// A change takes effect within milliseconds; this only ends what has gone wrong.
-pub const ENFORCED: Duration = Duration::from_secs(20);
+pub const ENFORCED: Duration = Duration::from_secs(60);
 
 /// What every pod and external serves.
 pub const PORTS: [(Protocol, u16); 6] = [

@@ -289,6 +289,37 @@ fn a_bridge_port_that_claims_anothers_address_does_not_get_its_policy() -> Resul
 }
 
 #[test]
+fn a_quiet_pod_that_its_bridge_has_forgotten_keeps_the_interface_it_had() -> Result<()> {
+    let mut lab = Lab::new(Families::V4)?;
+    lab.add_node("one", Layout::Bridge)?;
+    lab.add_pods(&[PodPlan::new("x/a", "one")])?;
+    let node = Arc::clone(&lab.node("one")?.netns);
+    let address: IpAddr = lab.pod("x/a")?.addresses.v4.context("v4")?.into();
+    // It does not answer any more, but it is there.
+    let pod = Arc::clone(&lab.pod("x/a")?.netns);
+    run(&pod, &["link set eth0 arp off"])?;
+    run(&node, &["neigh flush all"])?;
+    in_netns(&node, || async {
+        let (discovery, mut events) = Discovery::spawn()?;
+        let known = index_of(&lab.pod("x/a")?.interface)?;
+        discovery.watch(key("a"), vec![address]);
+        discovery.assume(key("a"), known);
+        match next(&mut events).await? {
+            Event::Found { ifindex, unlocated, .. } => {
+                ensure!(ifindex == known && unlocated.len() == 1, "{unlocated:?}");
+            }
+            other => bail!("unexpected: {other:?}"),
+        }
+        silence(&mut events).await?;
+        // What is assumed of an interface that is gone is worth nothing.
+        discovery.watch(key("b"), vec![IpAddr::from([10, 99, 0, 1])]);
+        discovery.assume(key("b"), 4_000);
+        ensure!(matches!(next(&mut events).await?, Event::Missing { pod, .. } if pod == key("b")));
+        Ok(())
+    })
+}
+
+#[test]
 fn a_storm_of_routes_hides_no_pod() -> Result<()> {
     let netns = machine(&[
         "link add up0 type ifb",

@@ -25,7 +25,7 @@ use crate::lab::{
 };
 
 /// How long a change may take until it is enforced. Generous: it only ends what has gone wrong.
-const ENFORCED: Duration = Duration::from_secs(20);
+const ENFORCED: Duration = Duration::from_secs(60);
 
 /// One way to run all cases.
 #[derive(Clone, Copy, Debug)]

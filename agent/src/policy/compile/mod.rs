@@ -127,6 +127,10 @@ impl Compiler {
             Change::Namespace(name, labels) => {
                 if self.identities.set_namespace(name.clone(), labels) {
                     self.endpoints.touch_namespace(&name);
+                    // A namespace's labels are those of its network sets too.
+                    if self.store.depends_on_sets() {
+                        self.endpoints.touch_all();
+                    }
                 }
             }
             Change::ServiceAccount {

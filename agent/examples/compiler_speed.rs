@@ -246,7 +246,9 @@ fn distinct_selectors() {
         let number = 100 + round * 31 % 10_000;
         pod(number, number % NAMESPACES, app(round * 13 % 12_000))
     });
-    measure("policy", &mut compiler, |round| global(round * 7 % 10_000, 10_000 + round));
+    measure("policy", &mut compiler, |round| {
+        global(round * 7 % 10_000, 10_000 + round)
+    });
 }
 
 fn main() {

@@ -131,10 +131,17 @@ impl Bench {
             _ => None,
         }));
         let mut flows = Vec::new();
-        for (&local, &peer_addr) in locals.iter().flat_map(|local| peers.iter().map(move |peer| (local, peer))) {
+        for (&local, &peer_addr) in locals
+            .iter()
+            .flat_map(|local| peers.iter().map(move |peer| (local, peer)))
+        {
             let mut flow = random::flow(random);
             flow.endpoint = random::pod(local as usize);
-            let own_icmp = if peer_addr.is_ipv4() { IPPROTO_ICMP } else { IPPROTO_ICMPV6 };
+            let own_icmp = if peer_addr.is_ipv4() {
+                IPPROTO_ICMP
+            } else {
+                IPPROTO_ICMPV6
+            };
             flow.icmp = (flow.protocol == own_icmp).then(|| flow.icmp.unwrap_or((8, 0)));
             (flow.local_addr, flow.peer_addr) = (peer_addr, peer_addr);
             flows.push(flow);
@@ -179,7 +186,8 @@ impl Bench {
                     || after.is_none() && self.endpoints.contains_key(&Self::endpoint(flow)),
             })
             .collect();
-        self.execute(&plan, &cases).map_err(|error| format!("{error}\nplan: {plan:#?}"))?;
+        self.execute(&plan, &cases)
+            .map_err(|error| format!("{error}\nplan: {plan:#?}"))?;
         cases.iter().try_for_each(|case| self.check(case))?;
         if !random.once_in(4) {
             self.compiler.executed(plan.serial);
@@ -196,12 +204,19 @@ impl Bench {
                     return Err(format!("{phase} {number}: refused {fault}"));
                 }
                 // Before and after the flips nothing may change at all: there some of the flows will do.
-                let some = if phase == "flip" || number + 1 == ops.len() { 1 } else { 5 };
+                let some = if phase == "flip" || number + 1 == ops.len() {
+                    1
+                } else {
+                    5
+                };
                 for case in cases.iter().skip(number % some).step_by(some) {
                     let decided = self.decided(case.endpoint, case.flow);
                     let right = match phase {
                         _ if case.no_address => true,
-                        "add" => case.either().contains(&decided) && (case.after.is_none() || decided == verdict(case.before)),
+                        "add" => {
+                            case.either().contains(&decided)
+                                && (case.after.is_none() || decided == verdict(case.before))
+                        }
                         "flip" => case.either().contains(&decided),
                         _ => case.after.is_none() || decided == verdict(case.after),
                     };
@@ -346,7 +361,8 @@ fn shrink(mut steps: Vec<Vec<Change>>, fails: impl Fn(&[Vec<Change>]) -> bool) -
 #[test]
 fn every_operation_leaves_the_old_or_the_new_verdict() {
     let wanted = if thorough() { 10_000_000 } else { 600_000 };
-    let (mut decisions, mut seed) = (0, 1);
+    let first = std::env::var("WEIR_SEED").ok().and_then(|seed| seed.parse().ok());
+    let (mut decisions, mut seed) = (0, first.unwrap_or(1));
     while decisions < wanted {
         let sequence = steps(seed);
         match run(&sequence, seed) {

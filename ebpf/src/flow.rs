@@ -47,19 +47,23 @@ impl Flow {
         }
     }
 
-    /// Clears what parsing is to fill in.
+    /// Clears what parsing has not filled in, because it failed.
     #[inline(always)]
-    pub fn forget(&mut self, endpoint: u32) {
-        self.key.endpoint_protocol = endpoint << 8;
-        self.key.local_port = 0;
-        self.key.peer_port = 0;
+    pub fn forget(&mut self) {
         self.key.local = Addr::UNSPECIFIED;
         self.key.peer = Addr::UNSPECIFIED;
+        self.later_fragment = false;
+        self.forget_transport();
+    }
+
+    #[inline(always)]
+    const fn forget_transport(&mut self) {
+        self.key.local_port = 0;
+        self.key.peer_port = 0;
         self.flags = 0;
         self.decision = Decision::DENY;
         self.icmp = 0;
         self.tcp_flags = 0;
-        self.later_fragment = false;
     }
 
     /// Fills in what the network header says.
@@ -74,6 +78,7 @@ impl Flow {
         }
         self.set_protocol(network.protocol);
         self.later_fragment = network.is_later_fragment();
+        self.forget_transport();
     }
 
     #[inline(always)]

@@ -66,10 +66,11 @@ fn ask(endpoint: &mut Endpoint, scratch: &mut Scratch, opening: Opening, ruling:
     }
 }
 
-/// Judges a packet that no entry explains, and makes one where it may pass. `replaces` says where a dead entry of
-/// the same key lies, or a live one of the other direction's.
+/// Judges a packet that no entry explains, and makes one where it may pass. `scratch.open.replaces` says where
+/// a dead entry of the same key lies, or a live one of the other direction's.
 #[inline(never)]
-pub fn open(endpoint: &mut Endpoint, scratch: &mut Scratch, replaces: Option<Place>) -> Reason {
+pub fn open(endpoint: &mut Endpoint, scratch: &mut Scratch) -> Reason {
+    let replaces = scratch.open.replaces;
     let mut ruling = Ruling::default();
     let mut opener = scratch.flow.direction();
     let mut adopted = false;
@@ -89,10 +90,11 @@ pub fn open(endpoint: &mut Endpoint, scratch: &mut Scratch, replaces: Option<Pla
             flow.decision = ruling.decision;
             adopted = flow.is_midflow() && flow.now < scratch.open.view.adopt_until;
         }
-        if ruling.decision.allows() || !adopted || !first {
+        // Who opened a connection that is older than this interface's programs is not known: either side will do.
+        // But one that was cut is not older, and its next packet must not bring it back to life from the other side.
+        if ruling.decision.allows() || !adopted || !first || event::was_denied(flow) {
             break;
         }
-        // Who opened a connection that is older than this interface's programs is not known: either side will do.
         first = false;
         opener = opener.reverse();
     }

@@ -85,7 +85,24 @@ impl Packet for Skb {
 
     #[inline(always)]
     fn load<const N: usize>(&self, offset: u32) -> Option<[u32; N]> {
+        /// Offsets up to here are good for direct access: the verifier wants a bound.
+        const NEAR: u32 = 0x7fff;
         let mut words = core::mem::MaybeUninit::<[u32; N]>::uninit();
+        if offset <= NEAR {
+            let start = field!(self, data) as usize + offset as usize;
+            if start + 4 * N <= field!(self, data_end) as usize {
+                let mut direct = [0; N];
+                let mut i = 0;
+                while i < N {
+                    // SAFETY: the word lies before the end of the packet's linear data. It is read by one load of
+                    // four bytes, aligned or not, which all machines can that we are built for (x86-64, arm64);
+                    // on others the verifier refuses the program.
+                    direct[i] = unsafe { crate::kernel::read((start as *const u32).add(i)) };
+                    i += 1;
+                }
+                return Some(direct);
+            }
+        }
         // SAFETY: the buffer holds 4 * N bytes, and the helper fills it whole or fails; any bits are valid words.
         unsafe {
             let result = aya_ebpf::helpers::generated::bpf_skb_load_bytes(

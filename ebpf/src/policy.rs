@@ -1,4 +1,5 @@
-//! The verdict for a flow that nothing is known of: at most eight lookups, whatever the number of rules.
+//! The verdict for a flow that nothing is known of: at most nine lookups (ten for a source port that rules name),
+//! whatever the number of rules.
 
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
@@ -282,3 +283,6 @@ const fn base(row: &Row, slot: Slot) -> Decision {
         Slot::Other => row.base[4],
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -42,9 +42,9 @@ pub fn run<P: Packet>(packet: P, direction: Direction) -> i32 {
     flow.ifindex = ifindex;
     flow.from_pod = matches!(direction, Direction::Egress);
     flow.from_node = packet.ingress_ifindex() == 0;
-    flow.forget(endpoint.id());
-    let reason = judge(packet, start, &mut endpoint, scratch);
-    verdict::exit(reason, &endpoint, scratch)
+    flow.key.endpoint_protocol = endpoint.id() << 8;
+    scratch.reason = judge(packet, start, &mut endpoint, scratch);
+    verdict::exit(&endpoint, scratch)
 }
 
 #[inline(always)]
@@ -64,6 +64,7 @@ fn judge<P: Packet>(packet: P, start: u32, endpoint: &mut Endpoint, scratch: &mu
         Link::Other => Err(Reason::UnknownProtocol),
     };
     if let Err(reason) = parsed {
+        flow.forget();
         return unparsed(reason, direction, endpoint);
     }
     flow.set_network(network);

@@ -1,9 +1,10 @@
 //! Working memory: the stack's 512 bytes are not enough.
 
 use aya_ebpf::{macros::map, maps::PerCpuArray};
-use weir_common::{Direction, conntrack::CtEntry, event::DenialEntry, policy::Row};
+use weir_common::{Direction, conntrack::CtEntry, event::DenialEntry, policy::Row, reason::Reason};
 
 use crate::{
+    conntrack::Place,
     endpoint::PolicyView,
     flow::Flow,
     parse::{Network, transport::Transport},
@@ -15,8 +16,10 @@ use crate::{
 /// A program that keeps its variables here is also quicker to verify: the verifier does not tell one value from
 /// another in a map, so it does not walk the same code once for each.
 #[repr(C)]
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy)]
 pub struct Scratch {
+    /// What becomes of the packet, on its way to the exit.
+    pub reason: Reason,
     pub flow: Flow,
     pub network: Network,
     pub header: Transport,
@@ -29,6 +32,8 @@ pub struct Scratch {
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
 pub struct Open {
+    /// Where the entry lies that a new one would replace.
+    pub replaces: Option<Place>,
     pub view: PolicyView,
     pub row: Row,
     pub entry: CtEntry,

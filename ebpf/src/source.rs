@@ -19,7 +19,7 @@ static SOURCES: LpmTrie<SourceKey, u32> = LpmTrie::with_max_entries(4096, 0);
 ///
 /// # Errors
 /// [`Reason::SpoofedSource`], or [`Reason::Unstable`].
-#[inline(never)]
+#[inline(always)]
 pub fn check(endpoint: &mut Endpoint, network: &Network) -> Result<(), Reason> {
     if endpoint.has(EndpointEntry::ANY_SOURCE) {
         return Ok(());
@@ -38,6 +38,12 @@ pub fn check(endpoint: &mut Endpoint, network: &Network) -> Result<(), Reason> {
     if same(&network.source, &own) && !unspecified {
         return Ok(());
     }
+    other(endpoint, network)
+}
+
+/// Checks a source that is not the endpoint's address.
+#[inline(never)]
+fn other(endpoint: &Endpoint, network: &Network) -> Result<(), Reason> {
     // Every IPv6 interface has a link-local address of its own choice; it is good for talking on the link only.
     if !network.v4
         && network.source.is_v6_link_local()

@@ -2,4 +2,11 @@
 //! runner of conformance cases.
 
 pub mod binary;
+pub mod conformance;
+pub mod connection;
 pub mod lab;
+pub mod nanoseconds;
+pub mod packet;
+pub mod testrun;
+pub mod traffic;
+pub mod world;

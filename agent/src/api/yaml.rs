@@ -226,10 +226,13 @@ impl Item for Spanned<Value> {
     }
 }
 
+type LineOf<'p, I> = dyn Fn(&I) -> Option<u32> + 'p;
+
 /// Reads one document.
 struct Body<'p, I> {
     parser: RefCell<&'p mut Parser>,
-    line: Box<dyn Fn(&I) -> Option<u32> + 'p>,
+    /// The line of an item.
+    line: Box<LineOf<'p, I>>,
 }
 
 impl<'p, I: Item> Body<'p, I> {

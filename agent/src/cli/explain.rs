@@ -13,6 +13,7 @@ use super::{
     args::{Output, RunDir},
     client::{Client, unexpected},
     error::CliError,
+    offline::explain_manifests,
     output::{self, BOLD, DIM, GREEN, RED, YELLOW},
     protocol::{Response, Verb},
 };
@@ -144,6 +145,9 @@ impl Explain {
     }
 
     fn ask(&self, request: ExplainRequest) -> Result<Explanation, CliError> {
+        if let Some(manifests) = &self.manifests {
+            return explain_manifests(manifests, &request);
+        }
         match Client::connect(&self.run_dir.run_dir)?.ask(Verb::Explain { request })? {
             Response::Explain(explanation) => Ok(*explanation),
             other => Err(unexpected(&other)),

@@ -7,11 +7,13 @@
 //! | `protocol`, `server`, `client` | how verbs speak with the agent |
 //! | `health` | readiness and liveness over HTTP |
 //! | `logging` | what the agent logs, and how |
+//! | `offline` | manifests without an agent |
 //! | `output` | tables, colours, JSON |
 //! | `error` | how a verb can fail, and its exit code |
 
 pub mod agent;
 pub mod args;
+pub mod check;
 pub mod client;
 pub mod detach;
 pub mod dump;
@@ -20,6 +22,7 @@ pub mod explain;
 pub mod flows;
 pub mod health;
 pub mod logging;
+pub mod offline;
 pub mod output;
 pub mod protocol;
 pub mod server;
@@ -52,6 +55,8 @@ pub enum Verb {
     Flows(flows::Flows),
     /// Say what policy makes of a flow, and which rules decide
     Explain(explain::Explain),
+    /// Check manifests for mistakes, without an agent
+    Check(check::Check),
     /// Show what the kernel enforces
     Dump(dump::Dump),
     /// Stop enforcing: detach from every interface and remove everything pinned
@@ -73,6 +78,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Verb::Status(verb) => verb.run(),
         Verb::Flows(verb) => verb.run(),
         Verb::Explain(verb) => verb.run(),
+        Verb::Check(verb) => verb.run(),
         Verb::Dump(verb) => verb.run(),
         Verb::Detach(verb) => verb.run(),
     };

@@ -281,6 +281,11 @@ impl Agent {
             match pod {
                 Some(pod) => {
                     self.discovery.watch(key.clone(), pod.addresses.clone());
+                    // Where the pod is was certain to the earlier agent: its enforcement must not end because a
+                    // bridge has forgotten a quiet pod meanwhile.
+                    if let Some(ifindex) = self.endpoints.inherited_interface(&pod.addresses) {
+                        self.discovery.assume(key.clone(), ifindex);
+                    }
                     let endpoint = self.endpoints.put(key.clone(), pod);
                     if endpoint.interface.is_some() {
                         moved.push(key);

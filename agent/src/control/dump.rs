@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 use weir_common::{
     conntrack::{CtEntry, State},
-    policy::Decision,
+    policy::{Decision, IPPROTO_ICMP, IPPROTO_ICMPV6, Slot},
 };
 
 use super::{
@@ -14,7 +14,10 @@ use super::{
     explain::protocol_name,
     query::{Dump, DumpKind, QueryError},
 };
-use crate::{datapath, policy::compile::RowDump};
+use crate::{
+    datapath,
+    policy::compile::{DecisionDump, PolicyRef, PortDecisionDump, RowDump},
+};
 
 /// Rows of one answer. More would not be read, and must fit into memory twice.
 const MAX_ROWS: usize = 100_000;
@@ -58,10 +61,10 @@ impl Agent {
                 "epoch": self.datapath.epoch(id),
                 "egress_table": dump.egress.table,
                 "egress_isolated": dump.egress.isolated,
-                "egress_policies": value(&dump.egress.policies),
+                "egress_policies": names(&dump.egress.policies),
                 "ingress_table": dump.ingress.table,
                 "ingress_isolated": dump.ingress.isolated,
-                "ingress_policies": value(&dump.ingress.policies),
+                "ingress_policies": names(&dump.ingress.policies),
             })))
         });
         table(&columns, rows)
@@ -98,28 +101,15 @@ impl Agent {
                     "table": table.table,
                     "direction": table.direction,
                     "endpoints": table.endpoints,
-                    "policies": value(&table.policies),
+                    "policies": names(&table.policies),
                     "class": class,
                     "row": row.row,
-                    "base": self.decisions(row),
-                    "decisions": value(&row.decisions),
+                    "base": base(row),
+                    "decisions": row.decisions.iter().map(port_decision).collect::<Vec<_>>(),
                 }))
             })
         });
         self::table(&columns, rows)
-    }
-
-    /// The base decisions by protocol, with the rule that decides.
-    fn decisions(&self, row: &RowDump) -> Value {
-        let names = ["tcp", "udp", "sctp", "icmp", "other"];
-        let by_protocol = names.iter().zip(&row.base).map(|(name, decision)| {
-            let verdict = if decision.allow { "allow" } else { "deny" };
-            (
-                (*name).to_owned(),
-                json!({ "verdict": verdict, "log": decision.log, "trace": decision.trace }),
-            )
-        });
-        Value::Object(by_protocol.collect())
     }
 
     fn dump_conntrack(&self) -> Result<Dump, QueryError> {
@@ -191,6 +181,60 @@ impl Agent {
     }
 }
 
+/// `tier/Kind namespace/name` of each policy, in the order in which they are walked.
+fn names(policies: &[PolicyRef]) -> Vec<String> {
+    let name = |policy: &PolicyRef| {
+        let namespace = policy
+            .namespace
+            .iter()
+            .map(|namespace| format!("{namespace}/"))
+            .collect::<String>();
+        format!("{}: {} {namespace}{}", policy.tier, policy.kind, policy.name)
+    };
+    policies.iter().map(name).collect()
+}
+
+/// `allow`, `deny`, `allow+log`, and the trace that names the rules.
+fn decision(decision: &DecisionDump) -> String {
+    let verdict = if decision.allow { "allow" } else { "deny" };
+    let log = if decision.log { "+log" } else { "" };
+    format!("{verdict}{log} #{}", decision.trace)
+}
+
+/// The decisions where no port matches: one for all protocols, or one for each.
+fn base(row: &RowDump) -> Vec<String> {
+    const SLOTS: [&str; Slot::COUNT] = ["tcp", "udp", "sctp", "icmp", "other"];
+    match row.base.split_first() {
+        Some((first, rest)) if rest.iter().all(|other| other == first) => vec![decision(first)],
+        _ => SLOTS
+            .iter()
+            .zip(&row.base)
+            .map(|(slot, base)| format!("{slot} {}", decision(base)))
+            .collect(),
+    }
+}
+
+/// `TCP 80 allow #3`, `TCP 1024-2047 deny #2`, for ICMP `type/code`.
+fn port_decision(entry: &PortDecisionDump) -> String {
+    let last = entry.port | 0xffff_u16.checked_shr(u32::from(entry.prefix)).unwrap_or(0);
+    let ports = match (entry.protocol, entry.prefix) {
+        (_, 0) => String::new(),
+        (IPPROTO_ICMP | IPPROTO_ICMPV6, 8) => format!(" {}", entry.port >> 8),
+        (IPPROTO_ICMP | IPPROTO_ICMPV6, _) => format!(" {}/{}", entry.port >> 8, entry.port & 0xff),
+        (_, 16) => format!(" {}", entry.port),
+        (_, _) => format!(" {}-{last}", entry.port),
+    };
+    let source = match entry.source_class {
+        0 => String::new(),
+        class => format!(" from source ports {class}"),
+    };
+    format!(
+        "{}{ports}{source} {}",
+        protocol_name(entry.protocol),
+        decision(&entry.decision)
+    )
+}
+
 const fn state_name(state: State) -> &'static str {
     match state {
         State::Opening => "opening",
@@ -220,5 +264,35 @@ fn object(value: Value) -> Map<String, Value> {
     match value {
         Value::Object(map) => map,
         other => Map::from_iter([("value".to_owned(), other)]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use weir_common::policy::IPPROTO_TCP;
+
+    use super::*;
+
+    fn entry(protocol: u8, port: u16, prefix: u8) -> String {
+        port_decision(&PortDecisionDump {
+            protocol,
+            port,
+            prefix,
+            source_class: 0,
+            decision: DecisionDump {
+                allow: true,
+                log: false,
+                trace: 3,
+            },
+        })
+    }
+
+    #[test]
+    fn ports_are_named_as_people_write_them() {
+        assert_eq!(entry(IPPROTO_TCP, 80, 16), "TCP 80 allow #3");
+        assert_eq!(entry(IPPROTO_TCP, 1024, 6), "TCP 1024-2047 allow #3");
+        assert_eq!(entry(IPPROTO_ICMP, 8 << 8, 8), "ICMPv4 8 allow #3");
+        assert_eq!(entry(IPPROTO_ICMPV6, 1 << 8 | 4, 16), "ICMPv6 1/4 allow #3");
+        assert_eq!(entry(47, 0, 0), "47 allow #3");
     }
 }

@@ -87,6 +87,18 @@ impl LocalEndpoints {
         self.by_pod.remove(key)
     }
 
+    /// The interface on which an earlier agent enforces a pod with one of these addresses.
+    #[must_use]
+    pub fn inherited_interface(&self, addresses: &[IpAddr]) -> Option<u32> {
+        let has = |old: &&OldEndpoint| {
+            let old_addresses = [old.addr4, old.addr6];
+            addresses
+                .iter()
+                .any(|address| old_addresses.contains(&(*address).into()))
+        };
+        self.inherited.iter().find(has).map(|old| old.ifindex)
+    }
+
     /// The id under which an earlier agent enforces this pod on this interface: connections are remembered under it.
     pub fn claim_inherited(&mut self, ifindex: u32, addresses: &[IpAddr]) -> Option<u32> {
         let at = self.inherited.iter().position(|old| {

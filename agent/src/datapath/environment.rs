@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use nix::sys::statfs::statfs;
+use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
 use super::{
     error::{Error, Result},
@@ -74,10 +74,9 @@ fn missing_capabilities(status: &str) -> Vec<&'static str> {
 
 /// Fails where `dir`, or the nearest directory above it that exists, is not on a BPF file system.
 pub(super) fn check_bpffs(dir: &Path) -> Result<()> {
-    const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
     for path in dir.ancestors() {
         match statfs(path) {
-            Ok(info) if info.filesystem_type().0 as i64 & 0xffff_ffff == BPF_FS_MAGIC => return Ok(()),
+            Ok(info) if info.filesystem_type() == BPF_FS_MAGIC => return Ok(()),
             Err(nix::Error::ENOENT) => {}
             Ok(_) => break,
             Err(error) => return Err(Error::path(path, "ask for the file system")(error.into())),

@@ -111,15 +111,18 @@ impl Datapath {
         Ok(())
     }
 
-    /// Takes an endpoint's value and its source prefixes out of the maps.
+    /// Takes an endpoint's interface from it: its value and its source prefixes go out of the maps.
     pub(super) fn erase(&mut self, id: u32) -> Result<()> {
         let Some(endpoint) = self.endpoints.get_mut(&id) else {
             return Ok(());
         };
-        if let Some(ifindex) = endpoint.written.take() {
-            self.generation.maps.endpoints.delete(&ifindex)?;
-        }
-        for net in endpoint.binding.iter().flat_map(|binding| &binding.more_sources) {
+        endpoint.written = None;
+        endpoint.attached = false;
+        let Some(binding) = endpoint.binding.take() else {
+            return Ok(());
+        };
+        self.generation.maps.endpoints.delete(&binding.ifindex)?;
+        for net in &binding.more_sources {
             self.generation.maps.sources.delete(&source_key(id, net))?;
         }
         Ok(())

@@ -4,12 +4,13 @@ use std::{
     collections::BTreeMap,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
+    thread,
 };
 
 use aya::{
     Ebpf, EbpfLoader,
     maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuHashMap},
-    programs::{ProgramError, SchedClassifier},
+    programs::{Program, ProgramError, SchedClassifier},
 };
 use weir_common::{
     Addr, Direction,
@@ -94,8 +95,7 @@ impl Generation {
         let mut ebpf = loader
             .load(object)
             .map_err(|error| Error::Load { detail: chain(&error) })?;
-        let [from_pod, to_pod] = DIRECTIONS.map(|direction| program(&mut ebpf, direction, &pin.path));
-        let programs = [from_pod?, to_pod?];
+        let programs = programs(&mut ebpf, &pin.path)?;
         let maps = Maps::take(&mut ebpf, options)?;
         Ok(Self { pin, maps, programs })
     }
@@ -110,27 +110,47 @@ impl Generation {
     }
 }
 
-/// Loads one program and pins it.
-fn program(ebpf: &mut Ebpf, direction: Direction, dir: &Path) -> Result<OwnedFd> {
-    let name = tc::program_name(direction);
-    let program: &mut SchedClassifier = ebpf
-        .program_mut(name)
-        .ok_or_else(|| Error::Object {
+/// Loads both programs, by direction, and pins them. Side by side: verifying one takes up to a second.
+fn programs(ebpf: &mut Ebpf, dir: &Path) -> Result<[OwnedFd; 2]> {
+    let mut found: BTreeMap<String, &mut Program> = ebpf
+        .programs_mut()
+        .map(|(name, program)| (name.to_owned(), program))
+        .collect();
+    let mut take = |direction| {
+        let name = tc::program_name(direction);
+        let program = found.remove(name).ok_or_else(|| Error::Object {
             detail: format!("it has no program {name}"),
-        })?
-        .try_into()
-        .map_err(|error: ProgramError| Error::Object {
-            detail: format!("{name}: {error}"),
         })?;
+        <&mut SchedClassifier>::try_from(program).map_err(|error| Error::Object {
+            detail: format!("{name}: {error}"),
+        })
+    };
+    let [egress, ingress] = DIRECTIONS;
+    let (from_pod, to_pod) = (take(egress)?, take(ingress)?);
+    let (from_pod, to_pod) = thread::scope(|scope| {
+        let from_pod = scope.spawn(|| load(from_pod, egress));
+        let to_pod = load(to_pod, ingress);
+        let from_pod = from_pod.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        (from_pod, to_pod)
+    });
+    let programs = [from_pod?, to_pod?];
+    for (direction, program) in DIRECTIONS.into_iter().zip(&programs) {
+        let path = dir.join(tc::program_name(direction));
+        sys::pin(program.as_fd(), &path).map_err(Error::path(path, "pin the program"))?;
+    }
+    Ok(programs)
+}
+
+fn load(program: &mut SchedClassifier, direction: Direction) -> Result<OwnedFd> {
+    let name = tc::program_name(direction);
     let refused = |error: ProgramError| Error::Load {
         detail: format!("{name}: {}", chain(&error)),
     };
     program.load().map_err(refused)?;
     let fd = program.fd().map_err(refused)?.as_fd().try_clone_to_owned();
-    let path = dir.join(name);
-    let fd = fd.map_err(Error::path(&path, "keep the program"))?;
-    sys::pin(fd.as_fd(), &path).map_err(Error::path(path, "pin the program"))?;
-    Ok(fd)
+    fd.map_err(|error| Error::Load {
+        detail: format!("{name}: {error}"),
+    })
 }
 
 /// An error with its causes; of a verifier's log (which may be megabytes) the end, where the reason stands.

@@ -184,41 +184,85 @@ impl Datapath {
         Err(Error::NoEndpointId { limit: MAX_ENDPOINT_ID })
     }
 
-    /// Binds an endpoint to its interface, or changes what was bound. An inherited id goes on with its epoch. The
-    /// value is written once the endpoint has a policy too; the programs are attached by [`Self::attach`].
+    /// Binds an endpoint to its interface, or changes what was bound. An inherited id goes on with its epoch. Another
+    /// endpoint that had this interface has it no longer. The value is written once the endpoint has a policy too; the
+    /// programs are attached by [`Self::attach`].
     pub fn set_interface(&mut self, binding: InterfaceBinding) -> Result<()> {
-        let id = binding.id;
-        let endpoint = self.endpoints.entry(id).or_default();
+        let (id, ifindex) = (binding.id, binding.ifindex);
+        let mut inherited_epoch = 0;
         if let Some((old_ifindex, epoch)) = self.inherited.remove(&id) {
-            endpoint.epoch = endpoint.epoch.max(epoch);
-            if old_ifindex != binding.ifindex {
+            inherited_epoch = epoch;
+            if old_ifindex != ifindex && !self.is_bound(old_ifindex) {
                 self.links.detach(old_ifindex)?;
             }
         }
-        let old = endpoint.binding.as_ref();
-        let moved = old.map(|old| old.ifindex).filter(|ifindex| *ifindex != binding.ifindex);
-        let stale: Vec<_> = old
-            .iter()
-            .flat_map(|old| &old.more_sources)
-            .filter(|net| !binding.more_sources.contains(net))
-            .copied()
-            .collect();
+        let old = self.endpoints.get(&id).and_then(|endpoint| endpoint.binding.clone());
+        if old.as_ref().is_some_and(|old| old.ifindex != ifindex) {
+            self.clear_interface(id)?;
+        }
+        let runs = self.displace(id, ifindex)?;
         for net in &binding.more_sources {
             self.generation.maps.sources.put(&source_key(id, net), &1)?;
         }
+        let sources = binding.more_sources.clone();
+        let endpoint = self.endpoints.entry(id).or_default();
+        endpoint.epoch = endpoint.epoch.max(inherited_epoch);
+        endpoint.attached |= runs;
         endpoint.bind(binding);
         endpoint.advance();
-        if let Some(ifindex) = moved {
-            endpoint.attached = false;
-            endpoint.written = None;
-            self.links.detach(ifindex)?;
-            self.generation.maps.endpoints.delete(&ifindex)?;
-        }
         self.write(id)?;
-        for net in stale {
-            self.generation.maps.sources.delete(&source_key(id, &net))?;
+        for net in old
+            .iter()
+            .flat_map(|old| &old.more_sources)
+            .filter(|net| !sources.contains(net))
+        {
+            self.generation.maps.sources.delete(&source_key(id, net))?;
         }
         Ok(())
+    }
+
+    /// Takes an interface from whichever other endpoint has it; what enforces there goes on until the new one's value
+    /// takes its place. True: the current generation's programs run there.
+    fn displace(&mut self, id: u32, ifindex: u32) -> Result<bool> {
+        let old: Vec<u32> = self
+            .inherited
+            .iter()
+            .filter(|(_, (index, _))| *index == ifindex)
+            .map(|(id, _)| *id)
+            .collect();
+        for old in old {
+            self.inherited.remove(&old);
+            self.shared.retire([old]);
+        }
+        let mut runs = false;
+        for (other, endpoint) in &mut self.endpoints {
+            if *other == id
+                || endpoint
+                    .binding
+                    .as_ref()
+                    .is_none_or(|binding| binding.ifindex != ifindex)
+            {
+                continue;
+            }
+            debug!(endpoint = id, from = other, ifindex, "an interface changes hands");
+            runs |= endpoint.attached;
+            endpoint.attached = false;
+            endpoint.written = None;
+            for net in endpoint.binding.take().iter().flat_map(|binding| &binding.more_sources) {
+                self.generation.maps.sources.delete(&source_key(*other, net))?;
+            }
+        }
+        Ok(runs)
+    }
+
+    fn is_bound(&self, ifindex: u32) -> bool {
+        let has = |endpoint: &Endpoint| {
+            endpoint
+                .binding
+                .as_ref()
+                .is_some_and(|binding| binding.ifindex == ifindex)
+        };
+        self.endpoints.values().any(has)
     }
 
     /// Puts the current generation's programs onto both hooks of an endpoint's interface, or flips the hooks to them
@@ -247,22 +291,16 @@ impl Datapath {
     /// The interface of an endpoint is gone (or no longer the pod's): takes its value and what is attached away, and
     /// keeps its policy for the next interface. An index that comes again inherits nothing.
     pub fn clear_interface(&mut self, id: u32) -> Result<()> {
-        if let Some((ifindex, _)) = self.inherited.remove(&id) {
+        if let Some((ifindex, _)) = self.inherited.remove(&id)
+            && !self.is_bound(ifindex)
+        {
             self.links.detach(ifindex)?;
         }
-        let ifindex = self
-            .endpoints
-            .get(&id)
-            .and_then(|endpoint| endpoint.binding.as_ref())
-            .map(|binding| binding.ifindex);
-        if let Some(ifindex) = ifindex {
-            // The programs first: with its value gone the interface would be open for them all the same.
+        let bound = self.endpoints.get(&id).and_then(|endpoint| endpoint.binding.as_ref());
+        if let Some(ifindex) = bound.map(|binding| binding.ifindex) {
+            // The programs first: without its value the interface would be open for them all the same.
             self.links.detach(ifindex)?;
             self.erase(id)?;
-        }
-        if let Some(endpoint) = self.endpoints.get_mut(&id) {
-            endpoint.binding = None;
-            endpoint.attached = false;
         }
         Ok(())
     }

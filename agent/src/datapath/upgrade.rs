@@ -34,10 +34,13 @@ const BPF_NOEXIST: u64 = 1;
 pub(super) struct Layout {
     key_size: usize,
     connection_size: usize,
-    connection: fn(&[u8], &[u8]) -> Option<(CtKey, CtEntry)>,
+    connection: ReadConnection,
     endpoint_size: usize,
     endpoint: fn(&[u8]) -> Option<OldEndpoint>,
 }
+
+/// Key and value in, connection out. None: too short.
+type ReadConnection = fn(&[u8], &[u8]) -> Option<(CtKey, CtEntry)>;
 
 /// The reader of a layout. None: we do not know it.
 pub(super) fn layout(number: u32) -> Option<Layout> {

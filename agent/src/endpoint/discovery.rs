@@ -50,6 +50,7 @@ pub enum Event {
 
 enum Command {
     Watch(PeerKey, Vec<IpAddr>),
+    Assume(PeerKey, u32),
     Forget(PeerKey),
 }
 
@@ -87,6 +88,13 @@ impl Discovery {
         let _ = self.commands.send(Command::Watch(pod, addresses));
     }
 
+    /// A watched pod had this interface when somebody knew for certain: an earlier agent, whose enforcement goes on
+    /// there. It is found at once, also where a quiet pod has been forgotten by its bridge, and counts until
+    /// the interface is gone or a route leads elsewhere.
+    pub fn assume(&self, pod: PeerKey, ifindex: u32) {
+        let _ = self.commands.send(Command::Assume(pod, ifindex));
+    }
+
     /// The pod is gone. No event follows.
     pub fn forget(&self, pod: PeerKey) {
         let _ = self.commands.send(Command::Forget(pod));
@@ -98,8 +106,10 @@ struct Pod {
     found: Option<u32>,
     /// Some address of it is not located.
     incomplete: bool,
-    /// The last reason that was reported.
-    reported: Option<String>,
+    /// The last reason that was reported for not finding it.
+    missed: Option<String>,
+    /// The interface that was reported, and what was said of addresses that do not lead there.
+    told: Option<(u32, String)>,
     pause: Duration,
     retry: Instant,
 }
@@ -121,6 +131,7 @@ struct News {
     /// When the first of it came.
     since: Option<Instant>,
     any: bool,
+    link: bool,
     host_routes: HashSet<IpAddr>,
     gone: HashSet<u32>,
     overrun: bool,
@@ -174,16 +185,23 @@ impl Task {
                     self.pods.remove(&pod);
                 }
                 Command::Watch(key, addresses) => {
-                    let found = self.pods.get(&key).and_then(|pod| pod.found);
+                    let old = self.pods.remove(&key);
+                    let (found, told) = old.map_or((None, None), |pod| (pod.found, pod.told));
                     let pod = Pod {
                         addresses,
                         found,
                         incomplete: true,
-                        reported: None,
+                        missed: None,
+                        told,
                         pause: FIRST_RETRY,
                         retry: Instant::now(),
                     };
                     self.pods.insert(key, pod);
+                }
+                Command::Assume(key, ifindex) => {
+                    if let Some(pod) = self.pods.get_mut(&key) {
+                        pod.found.get_or_insert(ifindex);
+                    }
                 }
             }
         }
@@ -205,6 +223,7 @@ impl Task {
                 news.since.get_or_insert_with(Instant::now);
             }
             news.any |= touched.any;
+            news.link |= touched.link;
             news.host_routes.extend(touched.host_route);
             news.gone.extend(touched.gone);
         }
@@ -228,6 +247,12 @@ impl Task {
             }
         }
         self.tell_own_addresses().await?;
+        if news.link {
+            for pod in self.pods.values_mut().filter(|pod| pod.waits()) {
+                pod.pause = FIRST_RETRY;
+                pod.retry = now;
+            }
+        }
         let keys: Vec<PeerKey> = self
             .pods
             .iter()
@@ -264,11 +289,13 @@ impl Task {
             && (news.gone.contains(&ifindex) || !self.tables.links.contains_key(&ifindex))
         {
             pod.found = None;
-            self.tell(Event::Lost {
-                pod: key.clone(),
-                ifindex,
-            })
-            .await?;
+            if pod.told.take().is_some() {
+                self.tell(Event::Lost {
+                    pod: key.clone(),
+                    ifindex,
+                })
+                .await?;
+            }
         }
         let search = self.search(&pod, now).await;
         let result = self.conclude(&key, &mut pod, search, now).await;
@@ -295,7 +322,7 @@ impl Task {
                 Place::Unresolved { bridge, reason } => {
                     // At most once per pause, so an address that nobody has costs next to nothing.
                     if pod.retry <= now
-                        && let Err(error) = self.asker.solicit(bridge, *address).await
+                        && let Err(error) = self.solicit(bridge, *address).await
                     {
                         debug!(%address, %error, "asking for a neighbour");
                     }
@@ -308,6 +335,11 @@ impl Task {
         search
     }
 
+    async fn solicit(&self, bridge: u32, address: IpAddr) -> Result<(), rtnetlink::Error> {
+        let forget = self.tables.is_learnt(bridge, address);
+        self.asker.solicit(bridge, address, forget).await
+    }
+
     async fn conclude(&self, key: &PeerKey, pod: &mut Pod, search: Search, now: Instant) -> Result<(), Closed> {
         pod.incomplete = !search.unlocated.is_empty() || search.interfaces.len() != 1;
         if pod.waits() && pod.retry <= now {
@@ -317,57 +349,65 @@ impl Task {
             pod.pause = FIRST_RETRY;
         }
         let mut interfaces = search.interfaces.iter().copied();
-        match (interfaces.next(), interfaces.next()) {
-            (Some(ifindex), None) => {
-                let reasons = (!search.unlocated.is_empty()).then(|| search.reason());
-                if pod.found == Some(ifindex) && pod.reported == reasons {
-                    return Ok(());
-                }
-                if pod.found.is_some_and(|old| old != ifindex) && !search.routed {
-                    // Another pod on the bridge claims its address; while the interface is there, it stays the pod's.
-                    debug!(pod = %key, ifindex, "a bridge port claims the address of a pod that has its interface");
-                    return Ok(());
-                }
-                let Some(link) = self.tables.links.get(&ifindex).cloned() else {
-                    return Ok(());
-                };
-                if let Some(old) = pod.found.filter(|old| *old != ifindex) {
-                    self.tell(Event::Lost {
-                        pod: key.clone(),
-                        ifindex: old,
-                    })
-                    .await?;
-                }
-                pod.found = Some(ifindex);
-                pod.reported = reasons;
-                self.tell(Event::Found {
-                    pod: key.clone(),
-                    ifindex,
-                    name: link.name,
-                    layer3: link.layer3,
-                    unlocated: search.unlocated,
-                })
-                .await
+        let ifindex = match (interfaces.next(), interfaces.next(), pod.found) {
+            // Another pod on the bridge may claim its address: only a route takes an interface away that is there.
+            (Some(ifindex), None, Some(old)) if ifindex != old && !search.routed => {
+                debug!(pod = %key, ifindex, "a bridge port claims the address of a pod that has its interface");
+                old
             }
-            // An interface that was found is not given up because a route flaps: the pod would be open for that time.
-            (None, _) if pod.found.is_some() => Ok(()),
-            (first, _) => {
+            (Some(ifindex), None, _) => ifindex,
+            // A route that flaps, or addresses that disagree, do not either: the pod would be open for that time.
+            (_, _, Some(old)) => old,
+            (first, _, None) => {
                 let reason = if first.is_none() {
                     search.reason()
                 } else {
                     self.disagreement(&search)
                 };
-                if pod.found.is_some() || pod.reported.as_ref() == Some(&reason) {
-                    return Ok(());
-                }
-                pod.reported = Some(reason.clone());
-                self.tell(Event::Missing {
-                    pod: key.clone(),
-                    reason,
-                })
-                .await
+                return self.miss(key, pod, reason).await;
             }
+        };
+        let remark = search.reason();
+        let again = pod.told.as_ref().is_some_and(|(told, said)| {
+            // What is said while nothing leads there at all is only said of a new interface.
+            *told == ifindex && (*said == remark || search.interfaces.is_empty())
+        });
+        let Some(link) = self.tables.links.get(&ifindex).cloned() else {
+            return Ok(());
+        };
+        if again {
+            return Ok(());
         }
+        if let Some((old, _)) = pod.told.take().filter(|(old, _)| *old != ifindex) {
+            self.tell(Event::Lost {
+                pod: key.clone(),
+                ifindex: old,
+            })
+            .await?;
+        }
+        pod.found = Some(ifindex);
+        pod.told = Some((ifindex, remark));
+        pod.missed = None;
+        self.tell(Event::Found {
+            pod: key.clone(),
+            ifindex,
+            name: link.name,
+            layer3: link.layer3,
+            unlocated: search.unlocated,
+        })
+        .await
+    }
+
+    async fn miss(&self, key: &PeerKey, pod: &mut Pod, reason: String) -> Result<(), Closed> {
+        if pod.missed.as_ref() == Some(&reason) {
+            return Ok(());
+        }
+        pod.missed = Some(reason.clone());
+        self.tell(Event::Missing {
+            pod: key.clone(),
+            reason,
+        })
+        .await
     }
 
     fn disagreement(&self, search: &Search) -> String {
@@ -403,7 +443,7 @@ struct Search {
 
 impl Search {
     fn reason(&self) -> String {
-        if self.unlocated.is_empty() {
+        if self.unlocated.is_empty() && self.interfaces.is_empty() {
             return "it has no address".into();
         }
         let lines: Vec<String> = self

@@ -26,13 +26,13 @@ pub(super) type Asked = Result<Option<(u32, Option<IpAddr>)>, String>;
 ///
 /// A route to exactly this address counts most, in whatever table it lies: rules (`ip rule`) choose tables by where
 /// a packet comes from, which cannot be asked for beforehand. Several of them: the one that the kernel would take.
-/// Then the kernel's own answer; then any route that leads to a pod's interface or a bridge, the longest prefix
-/// first.
+/// Then, as far as they lead to a bridge: the kernel's own answer, and any route, the longest prefix first. A veth
+/// is a pod's only by a route to exactly this address, or else the uplink of a node that is itself a container (kind) would be one.
 pub(super) fn locate(tables: &Tables, address: IpAddr, asked: Option<&Asked>) -> Place {
     let mut refused = None;
     let mut candidates: Vec<Place> = Vec::new();
     for route in tables.host_routes(address) {
-        match through(tables, address, route.oif, route.gateway) {
+        match through(tables, address, Some(route), route.oif, route.gateway) {
             Place::Nowhere(reason) => refused = Some(reason),
             place if !candidates.contains(&place) => candidates.push(place),
             _ => {}
@@ -43,18 +43,21 @@ pub(super) fn locate(tables: &Tables, address: IpAddr, asked: Option<&Asked>) ->
     }
     let Some(asked) = asked else { return Place::AskKernel };
     match asked {
-        Ok(Some((oif, gateway))) => match through(tables, address, *oif, *gateway) {
-            Place::Nowhere(reason) => refused = refused.or(Some(reason)),
-            place if candidates.is_empty() || candidates.contains(&place) => return place,
-            _ => {}
-        },
+        Ok(Some((oif, gateway))) => {
+            let host_route = tables.host_routes(address).iter().find(|route| route.oif == *oif);
+            match through(tables, address, host_route, *oif, *gateway) {
+                Place::Nowhere(reason) => refused = refused.or(Some(reason)),
+                place if candidates.is_empty() || candidates.contains(&place) => return place,
+                _ => {}
+            }
+        }
         Ok(None) => {}
         Err(reason) => refused = refused.or_else(|| Some(format!("no route: {reason}"))),
     }
     if candidates.len() > 1 {
         return Place::Nowhere("several routes in different tables lead to different interfaces".into());
     }
-    let covering = |route: &Route| match through(tables, address, route.oif, route.gateway) {
+    let covering = |route: &Route| match through(tables, address, None, route.oif, route.gateway) {
         Place::Nowhere(_) => None,
         place => Some(place),
     };
@@ -64,15 +67,23 @@ pub(super) fn locate(tables: &Tables, address: IpAddr, asked: Option<&Asked>) ->
         .unwrap_or_else(|| Place::Nowhere(refused.unwrap_or_else(|| "no route leads to it".into())))
 }
 
-/// Follows a route to its device, and through a bridge to the port.
-fn through(tables: &Tables, address: IpAddr, oif: u32, gateway: Option<IpAddr>) -> Place {
+/// Follows a route to its device, and through a bridge to the port. `host_route`: it leads to this address alone.
+fn through(tables: &Tables, address: IpAddr, host_route: Option<&Route>, oif: u32, gateway: Option<IpAddr>) -> Place {
     let Some(link) = tables.links.get(&oif) else {
         return Place::Nowhere(format!("its route leads to interface {oif}, which is gone"));
     };
     match &link.kind {
+        Kind::Pod if tables.is_uplink(oif) => Place::Nowhere(format!(
+            "its route leads to {}, which carries a default route",
+            link.name
+        )),
         // A gateway here is the pod's own side (an onlink route).
-        Kind::Pod => Place::Interface(oif),
+        Kind::Pod if host_route.is_some() => Place::Interface(oif),
         Kind::Bridge if gateway.is_none() => behind(tables, address, oif, &link.name),
+        Kind::Pod => Place::Nowhere(format!(
+            "no route leads to it alone; the one that covers it leads to {}",
+            link.name
+        )),
         Kind::Bridge | Kind::Other(_) => {
             let name = &link.name;
             let via = gateway.map_or_else(String::new, |gateway| format!(" through gateway {gateway}"));

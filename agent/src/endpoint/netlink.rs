@@ -150,7 +150,15 @@ impl Asker {
     }
 
     /// Has the kernel resolve a neighbour (ARP, neighbour discovery), as if a packet were to be sent to it.
-    pub(super) async fn solicit(&self, ifindex: u32, address: IpAddr) -> Result<(), rtnetlink::Error> {
+    ///
+    /// `forget`: first forget what was learnt of it. A stale entry is otherwise probed for eight seconds at a link-layer
+    /// address that has perhaps gone with an earlier pod, before the kernel asks everybody again.
+    pub(super) async fn solicit(&self, ifindex: u32, address: IpAddr, forget: bool) -> Result<(), rtnetlink::Error> {
+        if forget {
+            let mut stale = self.0.neighbours().add(ifindex, address);
+            let stale = stale.message_mut().clone();
+            self.0.neighbours().del(stale).execute().await?;
+        }
         self.0
             .neighbours()
             .add(ifindex, address)

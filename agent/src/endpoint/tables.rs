@@ -51,8 +51,8 @@ pub(super) struct Tables {
     pub links: HashMap<u32, Link>,
     /// By network (host bits clear) and prefix length.
     routes: HashMap<(IpAddr, u8), Vec<Route>>,
-    /// (interface, address) -> link-layer address, where it is resolved.
-    neighbours: HashMap<(u32, IpAddr), Mac>,
+    /// (interface, address) -> link-layer address, where it is resolved, and whether the kernel has learnt it itself.
+    neighbours: HashMap<(u32, IpAddr), (Mac, bool)>,
     /// (bridge, link-layer address) -> port.
     forwarding: HashMap<(u32, Mac), u32>,
     /// (interface, address): the node's own.
@@ -64,6 +64,8 @@ pub(super) struct Tables {
 pub(super) struct Touched {
     /// A pod that was not found may be found now.
     pub any: bool,
+    /// There is a new interface, or one became another: whoever was asked in vain may answer now.
+    pub link: bool,
     /// A host route to this address came or went.
     pub host_route: Option<IpAddr>,
     /// This interface is gone.
@@ -112,9 +114,25 @@ impl Tables {
             .flatten()
     }
 
+    /// A default route leads out through it, so it is no pod's interface.
+    pub(super) fn is_uplink(&self, index: u32) -> bool {
+        [IpAddr::from([0; 4]), IpAddr::from([0; 16])]
+            .into_iter()
+            .filter_map(|all| self.routes.get(&(all, 0)))
+            .flatten()
+            .any(|route| route.oif == index)
+    }
+
     /// The link-layer address of a neighbour.
     pub(super) fn neighbour(&self, ifindex: u32, address: IpAddr) -> Option<&[u8]> {
-        self.neighbours.get(&(ifindex, address)).map(Vec::as_slice)
+        self.neighbours.get(&(ifindex, address)).map(|(mac, _)| mac.as_slice())
+    }
+
+    /// The kernel holds a link-layer address for it that it has learnt, and so may forget.
+    pub(super) fn is_learnt(&self, ifindex: u32, address: IpAddr) -> bool {
+        self.neighbours
+            .get(&(ifindex, address))
+            .is_some_and(|(_, learnt)| *learnt)
     }
 
     /// The port behind which a bridge knows a link-layer address.
@@ -172,7 +190,10 @@ impl Tables {
             return Touched::default();
         }
         self.links.insert(index, link);
-        Touched::any()
+        Touched {
+            link: true,
+            ..Touched::any()
+        }
     }
 
     fn del_link(&mut self, message: &LinkMessage) -> Touched {
@@ -188,10 +209,9 @@ impl Tables {
         let before = self.addresses.len();
         self.addresses.retain(|(interface, _)| *interface != index);
         Touched {
-            any: true,
             gone: Some(index),
             addresses: self.addresses.len() != before,
-            host_route: None,
+            ..Touched::any()
         }
     }
 
@@ -269,9 +289,11 @@ impl Tables {
         );
         match neighbour.mac {
             Some(mac) if !unresolved => {
-                let old = self.neighbours.insert(key, mac.clone());
+                let learnt = !matches!(header.state, NeighbourState::Permanent | NeighbourState::Noarp);
+                let new = (mac, learnt);
+                let old = self.neighbours.insert(key, new.clone());
                 Touched {
-                    any: old != Some(mac),
+                    any: old != Some(new),
                     ..Touched::default()
                 }
             }

@@ -159,6 +159,24 @@ fn the_uplink_is_never_taken_for_a_pods_interface() {
 }
 
 #[test]
+fn an_uplink_that_is_a_veth_is_no_pods_either() {
+    // A node of kind is a container: its eth0 is a veth.
+    let world = World::default()
+        .link(2, "eth0", Some(InfoKind::Veth))
+        .route("172.18.0.0/16", MAIN, 2, None);
+    assert_eq!(world.find("172.18.0.9"), Place::AskKernel);
+    assert!(matches!(world.ask("172.18.0.9", 2, None), Place::Nowhere(reason) if reason.contains("alone")));
+    let world = world
+        .route("0.0.0.0/0", MAIN, 2, Some("172.18.0.1"))
+        .route("10.0.0.9/32", MAIN, 2, Some("172.18.0.7"));
+    let place = world.ask("10.0.0.9", 2, Some("172.18.0.7"));
+    assert!(
+        matches!(&place, Place::Nowhere(reason) if reason.contains("default route")),
+        "{place:?}"
+    );
+}
+
+#[test]
 fn a_bridge_is_followed_to_its_port() {
     let world = node()
         .link(7, "cni0", Some(InfoKind::Bridge))

@@ -4,6 +4,9 @@ use jiff::Timestamp;
 
 use crate::datapath;
 
+/// What two looks at the same clocks may differ by, ns.
+const TOLERANCE: u128 = 1_000_000;
+
 /// Turns `CLOCK_MONOTONIC` into wall-clock time. Taken anew from time to time, since the wall clock is set and slewed.
 #[derive(Clone, Copy, Debug)]
 pub struct Clock {
@@ -15,9 +18,27 @@ impl Clock {
     /// Both clocks as they are now.
     #[must_use]
     pub fn now() -> Self {
-        let monotonic = datapath::clock();
+        // Between two reads another process may run: the shortest of a few tries is right.
+        let tries = (0..3).map(|_| {
+            let before = datapath::clock();
+            let wall = Timestamp::now().as_nanosecond();
+            let after = datapath::clock();
+            (after - before, wall - i128::from(before))
+        });
         Self {
-            offset: Timestamp::now().as_nanosecond() - i128::from(monotonic),
+            offset: tries.min().map_or(0, |(_, offset)| offset),
+        }
+    }
+
+    /// Both clocks as they are now. Where nobody has set the wall clock meanwhile, they are as they were, and the same
+    /// moment keeps the same name in every record. (Both are slewed alike.)
+    #[must_use]
+    pub fn again(self) -> Self {
+        let now = Self::now();
+        if now.offset.abs_diff(self.offset) < TOLERANCE {
+            self
+        } else {
+            now
         }
     }
 
@@ -31,5 +52,18 @@ impl Clock {
     #[must_use]
     pub fn wall(&self, monotonic: u64) -> Timestamp {
         Timestamp::from_nanosecond(i128::from(monotonic) + self.offset).unwrap_or(Timestamp::UNIX_EPOCH)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_same_moment_keeps_its_name_until_the_clock_is_set() {
+        let clock = Clock::now();
+        assert_eq!(clock.again().offset, clock.offset);
+        let before_it_was_set = Clock::with_offset(clock.offset - 5_000_000_000);
+        assert!(before_it_was_set.again().offset.abs_diff(clock.offset) < TOLERANCE);
     }
 }

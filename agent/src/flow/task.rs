@@ -58,24 +58,35 @@ pub struct Shared {
     pub audit: bool,
 }
 
-impl Shared {
-    /// Names and publishes.
+/// Names and publishes. Both halves share one clock, so that a flow's start is the same in all of its records.
+#[derive(Clone)]
+struct Publisher {
+    shared: Shared,
+    clock: Arc<Mutex<Clock>>,
+}
+
+impl Publisher {
     fn publish<T>(
         &self,
         items: impl IntoIterator<Item = T>,
         mut record: impl FnMut(&Context<'_>, T) -> Option<FlowRecord>,
     ) {
+        let clock = {
+            let mut clock = self.clock.lock().unwrap_or_else(PoisonError::into_inner);
+            *clock = clock.again();
+            *clock
+        };
         let records: Vec<FlowRecord> = {
-            let names = self.directory.read();
+            let names = self.shared.directory.read();
             let context = Context {
                 names: &names,
-                clock: Clock::now(),
-                node: &self.node,
-                audit: self.audit,
+                clock,
+                node: &self.shared.node,
+                audit: self.shared.audit,
             };
             items.into_iter().filter_map(|item| record(&context, item)).collect()
         };
-        self.hub.publish(records);
+        self.shared.hub.publish(records);
     }
 }
 
@@ -101,10 +112,14 @@ impl FlowTask {
         let events = unsafe { AsyncFd::register_with_interest(events, Interest::READABLE) }
             .map_err(|error| error.into_parts().1)?;
         let last_sweep = Arc::new(Mutex::new(None));
+        let publisher = Publisher {
+            shared,
+            clock: Arc::new(Mutex::new(Clock::now())),
+        };
         Ok(Self {
-            hub: shared.hub.clone(),
-            reader: tokio::spawn(read_events(events, shared.clone(), stopped.clone())),
-            sweeps: tokio::spawn(sweep_tables(sweeper, shared, last_sweep.clone(), stopped)),
+            hub: publisher.shared.hub.clone(),
+            reader: tokio::spawn(read_events(events, publisher.clone(), stopped.clone())),
+            sweeps: tokio::spawn(sweep_tables(sweeper, publisher, last_sweep.clone(), stopped)),
             stop,
             last_sweep,
         })
@@ -130,7 +145,7 @@ impl FlowTask {
     }
 }
 
-async fn read_events(mut events: AsyncFd<RingBuf<MapData>>, shared: Shared, mut stop: watch::Receiver<bool>) {
+async fn read_events(mut events: AsyncFd<RingBuf<MapData>>, publisher: Publisher, mut stop: watch::Receiver<bool>) {
     let mut cuts = Cuts::default();
     loop {
         let mut guard = tokio::select! {
@@ -144,7 +159,7 @@ async fn read_events(mut events: AsyncFd<RingBuf<MapData>>, shared: Shared, mut 
             _ = stop.changed() => break,
         };
         loop {
-            match drain(guard.get_inner_mut(), &shared, &mut cuts) {
+            match drain(guard.get_inner_mut(), &publisher, &mut cuts) {
                 0 => break,
                 _ if *stop.borrow() => break,
                 BATCH => {}
@@ -155,14 +170,14 @@ async fn read_events(mut events: AsyncFd<RingBuf<MapData>>, shared: Shared, mut 
         guard.clear_ready();
     }
     for _ in 0..LAST_BATCHES {
-        if drain(events.get_mut(), &shared, &mut cuts) == 0 {
+        if drain(events.get_mut(), &publisher, &mut cuts) == 0 {
             break;
         }
     }
 }
 
 /// Publishes up to a batch of events and says how many there were.
-fn drain(events: &mut RingBuf<MapData>, shared: &Shared, cuts: &mut Cuts) -> usize {
+fn drain(events: &mut RingBuf<MapData>, publisher: &Publisher, cuts: &mut Cuts) -> usize {
     let mut batch = Vec::new();
     while batch.len() < BATCH
         && let Some(item) = events.next()
@@ -174,7 +189,7 @@ fn drain(events: &mut RingBuf<MapData>, shared: &Shared, cuts: &mut Cuts) -> usi
         }
     }
     let count = batch.len();
-    shared.publish(batch, |context, event| {
+    publisher.publish(batch, |context, event| {
         let cut = cuts.observe(&event);
         context.event(&event, cut)
     });
@@ -197,11 +212,12 @@ enum Told {
 
 async fn sweep_tables(
     mut sweeper: Sweeper,
-    shared: Shared,
+    publisher: Publisher,
     last_sweep: Arc<Mutex<Option<SweepReport>>>,
     mut stop: watch::Receiver<bool>,
 ) {
-    let mut wanted = shared.hub.wanted();
+    let hub = publisher.shared.hub.clone();
+    let mut wanted = hub.wanted();
     let mut previous = datapath::clock();
     let mut last = Instant::now();
     // What was lost before us, nobody here missed.
@@ -219,7 +235,7 @@ async fn sweep_tables(
             previous,
             now: datapath::clock(),
         };
-        let to_publish = readers.then(|| shared.clone());
+        let to_publish = readers.then(|| publisher.clone());
         let swept = spawn_blocking(move || {
             let result = run_sweep(&mut sweeper, sweep, to_publish.as_ref());
             (sweeper, result)
@@ -239,7 +255,7 @@ async fn sweep_tables(
             Err(error) => warn!("cannot sweep the connection table: {error}"),
         }
         if let Ok(now_lost) = sweeper.lost_events() {
-            shared.hub.lost_events(now_lost.saturating_sub(lost));
+            hub.lost_events(now_lost.saturating_sub(lost));
             lost = now_lost;
         }
         previous = sweep.now;
@@ -247,10 +263,10 @@ async fn sweep_tables(
     }
 }
 
-fn run_sweep(sweeper: &mut Sweeper, sweep: Sweep, to_publish: Option<&Shared>) -> datapath::Result<SweepReport> {
+fn run_sweep(sweeper: &mut Sweeper, sweep: Sweep, to_publish: Option<&Publisher>) -> datapath::Result<SweepReport> {
     let mut batch = Vec::new();
     let report = sweeper.sweep(sweep.now, |swept| {
-        let Some(shared) = to_publish else {
+        let Some(publisher) = to_publish else {
             return;
         };
         match swept {
@@ -263,17 +279,17 @@ fn run_sweep(sweeper: &mut Sweeper, sweep: Sweep, to_publish: Option<&Shared>) -
             _ => return,
         }
         if batch.len() == BATCH {
-            publish_told(shared, &mut batch, sweep.now);
+            publish_told(publisher, &mut batch, sweep.now);
         }
     });
-    if let Some(shared) = to_publish {
-        publish_told(shared, &mut batch, sweep.now);
+    if let Some(publisher) = to_publish {
+        publish_told(publisher, &mut batch, sweep.now);
     }
     report
 }
 
-fn publish_told(shared: &Shared, batch: &mut Vec<Told>, now: u64) {
-    shared.publish(batch.drain(..), |context, told| {
+fn publish_told(publisher: &Publisher, batch: &mut Vec<Told>, now: u64) {
+    publisher.publish(batch.drain(..), |context, told| {
         Some(match told {
             Told::Connection(key, entry, ended) => context.connection(&key, &entry, ended, now),
             Told::Denial(key, entry) => context.denial(&key, &entry, now),

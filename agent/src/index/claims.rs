@@ -1,23 +1,38 @@
-//! Which pod has an address, of those that claim it.
+//! Whose an address is, of those that claim it.
 
 use std::{collections::HashMap, net::IpAddr};
 
 use smallvec::SmallVec;
 
-use super::Scoped;
+use crate::policy::change::PeerKey;
+
+/// Set in every node's seniority number, in no pod's: no pod's status takes a node's address away from it.
+const NODE: u64 = 1 << 63;
+/// Bits of a pod's seniority number that hold its order of arrival; those above hold the second of its creation.
+const ARRIVAL_BITS: u32 = 29;
+
+/// A pod's: by creation, then by arrival. Unique until half a billion pods of one second have arrived.
+pub(super) fn pod_seniority(created: Option<i64>, arrival: u64) -> u64 {
+    let seconds = created.map_or(0, |seconds| seconds.clamp(0, (1 << 34) - 1).unsigned_abs());
+    (seconds << ARRIVAL_BITS) | (arrival & ((1 << ARRIVAL_BITS) - 1))
+}
+
+pub(super) const fn node_seniority(arrival: u64) -> u64 {
+    NODE | arrival
+}
 
 /// Claimants of each address. Nearly always one.
 #[derive(Default)]
-pub(super) struct Claims(HashMap<IpAddr, SmallVec<[(u64, Scoped); 1]>>);
+pub(super) struct Claims(HashMap<IpAddr, SmallVec<[(u64, PeerKey); 1]>>);
 
 impl Claims {
-    pub(super) fn claim(&mut self, address: IpAddr, pod: &Scoped, seniority: u64) {
-        self.0.entry(address).or_default().push((seniority, pod.clone()));
+    pub(super) fn claim(&mut self, address: IpAddr, peer: &PeerKey, seniority: u64) {
+        self.0.entry(address).or_default().push((seniority, peer.clone()));
     }
 
-    pub(super) fn release(&mut self, address: IpAddr, pod: &Scoped) {
+    pub(super) fn release(&mut self, address: IpAddr, peer: &PeerKey) {
         if let Some(claimants) = self.0.get_mut(&address) {
-            claimants.retain(|(_, claimant)| claimant != pod);
+            claimants.retain(|(_, claimant)| claimant != peer);
             if claimants.is_empty() {
                 self.0.remove(&address);
             }
@@ -25,11 +40,11 @@ impl Claims {
     }
 
     /// The newest claimant.
-    pub(super) fn owner(&self, address: IpAddr) -> Option<&Scoped> {
+    pub(super) fn owner(&self, address: IpAddr) -> Option<&PeerKey> {
         let claimants = self.0.get(&address)?;
         claimants
             .iter()
             .max_by_key(|(seniority, _)| *seniority)
-            .map(|(_, pod)| pod)
+            .map(|(_, peer)| peer)
     }
 }

@@ -2,26 +2,42 @@
 //!
 //! | file | what |
 //! |---|---|
-//! | `claims` | which pod has an address, of those that claim it |
+//! | `pods` | pods: peers, local pods |
+//! | `nodes` | nodes: peers too |
+//! | `claims` | whose an address is, of those that claim it |
+//! | `sets` | tiers and network sets |
+//! | `services` | Services, their endpoints, and the policies with rules about them |
 //! | `output` | what follows from one event |
 
 mod claims;
+mod nodes;
 mod output;
+mod pods;
+mod services;
+mod sets;
+#[cfg(test)]
+mod tests;
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet, hash_map::Entry},
+    collections::{BTreeMap, HashMap, HashSet},
     net::IpAddr,
     sync::Arc,
 };
 
-use self::claims::Claims;
-pub use self::output::{IndexOutput, LocalPod, LocalPodChange, NameChange, PodInfo};
+pub use self::output::{IndexOutput, LocalPod, LocalPodChange, NameChange};
+use self::{
+    claims::Claims,
+    nodes::node_key,
+    pods::{KnownPod, pod_key},
+    services::Services,
+    sets::set_key,
+};
 use crate::{
-    api::{Namespace, Node, Object, ObjectKey, ObjectKind, Pod, ServiceAccount},
+    api::{Namespace, NetworkSet, Node, Object, ObjectKey, ObjectKind, Pod, ServiceAccount},
     policy::{
-        change::{Change, Peer, PeerKey},
-        model::{Policy, PolicyKey},
-        selector::{EntityKind, Labels},
+        change::{Change, PeerKey},
+        model::{Policy, PolicyKey, Tier},
+        selector::Labels,
     },
     source::SourceEvent,
 };
@@ -31,11 +47,6 @@ pub const NAMESPACE_NAME_LABEL: &str = "kubernetes.io/metadata.name";
 
 /// A namespaced object's (namespace, name).
 type Scoped = (Arc<str>, Arc<str>);
-
-struct KnownPod {
-    pod: Arc<Pod>,
-    claimed: u64,
-}
 
 #[derive(Default)]
 struct KnownNamespace {
@@ -54,6 +65,9 @@ pub struct Index {
     accounts: HashMap<Scoped, Arc<ServiceAccount>>,
     pods: HashMap<Scoped, KnownPod>,
     policies: HashMap<PolicyKey, Arc<Policy>>,
+    tiers: HashMap<Arc<str>, Arc<Tier>>,
+    sets: HashMap<PeerKey, Arc<NetworkSet>>,
+    services: Services,
     claims: Claims,
     arrivals: u64,
 }
@@ -70,6 +84,9 @@ impl Index {
             accounts: HashMap::new(),
             pods: HashMap::new(),
             policies: HashMap::new(),
+            tiers: HashMap::new(),
+            sets: HashMap::new(),
+            services: Services::default(),
             claims: Claims::default(),
             arrivals: 0,
         }
@@ -84,18 +101,6 @@ impl Index {
             SourceEvent::Reset(objects) => self.reset(objects, &mut out),
             SourceEvent::Problems { .. } | SourceEvent::Refreshed(_) => {}
         }
-        out
-    }
-
-    /// Addresses found on this node's interfaces; they count as the node's besides those of its Node object.
-    pub fn set_node_addresses(&mut self, mut addresses: Vec<IpAddr>) -> IndexOutput {
-        addresses.sort_unstable();
-        addresses.dedup();
-        let mut out = IndexOutput::default();
-        let name = self.node_name.clone();
-        let before = self.node_peer(&name);
-        self.node_addresses = addresses;
-        self.tell_node(&name, before, &mut out);
         out
     }
 
@@ -119,13 +124,15 @@ impl Index {
         });
         let pods = self
             .pods
-            .values()
-            .filter_map(|known| known.peer().map(|peer| Change::Peer(pod_key(&known.pod), Some(peer))));
+            .iter()
+            .filter_map(|(key, known)| known.peer().map(|peer| Change::Peer(pod_key(key), Some(peer))));
         let policies = self
             .policies
             .iter()
             .map(|(key, policy)| Change::Policy(key.clone(), Some(policy.clone())));
         namespaces
+            .chain(self.tier_changes())
+            .chain(self.set_changes())
             .chain(accounts)
             .chain(nodes)
             .chain(pods)
@@ -133,11 +140,31 @@ impl Index {
             .collect()
     }
 
-    /// The pod that has the address, if any does.
+    /// The pod that has the address, if any does: the newest of those that claim it.
     #[must_use]
-    pub fn pod_by_address(&self, address: IpAddr) -> Option<&Arc<PodInfo>> {
-        let scoped = self.claims.owner(address)?;
-        self.pods.get(scoped).map(|known| &known.pod)
+    pub fn pod_by_address(&self, address: IpAddr) -> Option<&Arc<Pod>> {
+        let key = self.claims.owner(address)?;
+        let scoped = (key.namespace.clone()?, key.name.clone());
+        self.pods.get(&scoped).map(|known| &known.pod)
+    }
+
+    fn owners<'a>(&self, addresses: impl Iterator<Item = &'a IpAddr>) -> Vec<(IpAddr, Option<Arc<Pod>>)> {
+        let mut addresses: Vec<IpAddr> = addresses.copied().collect();
+        addresses.sort_unstable();
+        addresses.dedup();
+        let owned = addresses.into_iter();
+        owned
+            .map(|address| (address, self.pod_by_address(address).cloned()))
+            .collect()
+    }
+
+    fn tell_owners(&self, before: Vec<(IpAddr, Option<Arc<Pod>>)>, out: &mut IndexOutput) {
+        for (address, before) in before {
+            let pod = self.pod_by_address(address).cloned();
+            if before != pod {
+                out.names.push(NameChange { address, pod });
+            }
+        }
     }
 
     #[must_use]
@@ -156,18 +183,22 @@ impl Index {
             Object::Namespace(namespace) => self.put_namespace(namespace, out),
             Object::Pod(pod) => self.put_pod(pod, out),
             Object::ServiceAccount(account) => self.put_account(account, out),
-            Object::Policy(policy) => self.put_policy(policy, out),
+            Object::Policy(policy) => {
+                self.services.forget(&policy.key);
+                self.put_policy(policy, out);
+            }
+            Object::ServicePolicy(policy) => self.put_service_policy(policy, out),
+            Object::Tier(tier) => self.put_tier(tier, out),
+            Object::NetworkSet(set) => self.put_set(set, out),
+            Object::Service(service) => self.put_service(service, out),
+            Object::EndpointSlice(slice) => self.put_slice(slice, out),
         }
     }
 
     fn remove(&mut self, key: &ObjectKey, out: &mut IndexOutput) {
         let scoped = || (key.namespace.clone().unwrap_or_else(|| "".into()), key.name.clone());
         match key.kind {
-            ObjectKind::Node => {
-                let before = self.node_peer(&key.name);
-                self.nodes.remove(&key.name);
-                self.tell_node(&key.name, before, out);
-            }
+            ObjectKind::Node => self.remove_node(&key.name, out),
             ObjectKind::Namespace => {
                 let before = self.namespace_labels(&key.name);
                 if let Some(known) = self.namespaces.get_mut(&key.name) {
@@ -191,10 +222,17 @@ impl Index {
                     namespace: key.namespace.clone(),
                     name: key.name.clone(),
                 };
+                self.services.forget(&key);
                 if self.policies.remove(&key).is_some() {
                     out.changes.push(Change::Policy(key, None));
                 }
             }
+            ObjectKind::Tier => self.remove_tier(&key.name, out),
+            ObjectKind::NetworkSet | ObjectKind::GlobalNetworkSet => {
+                self.remove_set(&set_key(key.namespace.as_ref(), &key.name), out);
+            }
+            ObjectKind::Service => self.remove_service(&scoped(), out),
+            ObjectKind::EndpointSlice => self.remove_slice(&scoped(), out),
         }
     }
 
@@ -235,7 +273,22 @@ impl Index {
             namespace: key.namespace.clone(),
             name: key.name.clone(),
         });
+        let tiers = self.tiers.keys().map(|name| global(ObjectKind::Tier, name));
+        let sets = self.sets.keys().map(|key| ObjectKey {
+            kind: match key.namespace {
+                Some(_) => ObjectKind::NetworkSet,
+                None => ObjectKind::GlobalNetworkSet,
+            },
+            namespace: key.namespace.clone(),
+            name: key.name.clone(),
+        });
+        let services = self.services.services().map(|key| scoped(ObjectKind::Service, key));
+        let slices = self.services.slices().map(|key| scoped(ObjectKind::EndpointSlice, key));
         pods.chain(policies)
+            .chain(tiers)
+            .chain(sets)
+            .chain(services)
+            .chain(slices)
             .chain(accounts)
             .chain(nodes)
             .chain(namespaces)
@@ -262,49 +315,6 @@ impl Index {
         }
     }
 
-    fn put_node(&mut self, node: Arc<Node>, out: &mut IndexOutput) {
-        let name = node.name.clone();
-        let before = self.node_peer(&name);
-        let arrival = self.arrival();
-        match self.nodes.entry(name.clone()) {
-            Entry::Occupied(mut known) => known.get_mut().0 = node,
-            Entry::Vacant(vacant) => {
-                vacant.insert((node, arrival));
-            }
-        }
-        self.tell_node(&name, before, out);
-    }
-
-    fn tell_node(&self, name: &Arc<str>, before: Option<Peer>, out: &mut IndexOutput) {
-        let after = self.node_peer(name);
-        if before != after {
-            out.changes.push(Change::Peer(node_key(name), after));
-        }
-    }
-
-    fn node_peer(&self, name: &Arc<str>) -> Option<Peer> {
-        let local_node = *name == self.node_name;
-        let known = self.nodes.get(name);
-        let mut addresses = known.map(|(node, _)| node.addresses.clone()).unwrap_or_default();
-        if local_node {
-            addresses.extend_from_slice(&self.node_addresses);
-        }
-        addresses.sort_unstable();
-        addresses.dedup();
-        if known.is_none() && addresses.is_empty() {
-            return None;
-        }
-        Some(Peer {
-            labels: known.map(|(node, _)| node.labels.clone()).unwrap_or_default(),
-            service_account: None,
-            named_ports: Arc::default(),
-            addresses,
-            // Above every pod's: no pod's status takes a node's address away from it.
-            claimed: NODE_CLAIM | known.map_or(0, |(_, arrival)| *arrival),
-            local_node,
-        })
-    }
-
     fn put_namespace(&mut self, namespace: Arc<Namespace>, out: &mut IndexOutput) {
         let name = namespace.name.clone();
         let before = self.namespace_labels(&name);
@@ -326,161 +336,9 @@ impl Index {
         }
     }
 
-    fn put_pod(&mut self, pod: Arc<Pod>, out: &mut IndexOutput) {
-        let key = (pod.namespace.clone(), pod.name.clone());
-        let old = self.pods.get(&key);
-        if old.is_some_and(|known| known.pod == pod) {
-            return;
-        }
-        // A pod that gains an address claims it now; any other change leaves its place among the claimants.
-        let claimed = match old {
-            Some(known)
-                if known.pod.created == pod.created && pod.claims().iter().all(|a| known.pod.claims().contains(a)) =>
-            {
-                known.claimed
-            }
-            _ => seniority(pod.created, self.arrival()),
-        };
-        if !self.pods.contains_key(&key) {
-            let namespace = key.0.clone();
-            let before = self.namespace_labels(&namespace);
-            self.namespaces.entry(namespace.clone()).or_default().pods += 1;
-            self.tell_namespace(&namespace, before, out);
-        }
-        self.change_pod(&key, Some(KnownPod { pod, claimed }), out);
-    }
-
-    fn remove_pod(&mut self, key: &Scoped, out: &mut IndexOutput) {
-        if !self.pods.contains_key(key) {
-            return;
-        }
-        self.change_pod(key, None, out);
-        let before = self.namespace_labels(&key.0);
-        if let Some(known) = self.namespaces.get_mut(&key.0) {
-            known.pods = known.pods.saturating_sub(1);
-        }
-        self.tell_namespace(&key.0, before, out);
-    }
-
-    fn change_pod(&mut self, key: &Scoped, new: Option<KnownPod>, out: &mut IndexOutput) {
-        let peer_before = self.pods.get(key).and_then(KnownPod::peer);
-        let local_before = self.pods.get(key).and_then(|known| known.local(&self.node_name));
-        let mut touched: Vec<IpAddr> = [self.pods.get(key), new.as_ref()]
-            .into_iter()
-            .flatten()
-            .flat_map(|known| known.pod.claims().iter().copied())
-            .collect();
-        touched.sort_unstable();
-        touched.dedup();
-        let owners_before: Vec<Option<Arc<Pod>>> = touched
-            .iter()
-            .map(|address| self.pod_by_address(*address).cloned())
-            .collect();
-
-        if let Some(known) = self.pods.get(key) {
-            for address in known.pod.claims() {
-                self.claims.release(*address, key);
-            }
-        }
-        match new {
-            Some(known) => {
-                for address in known.pod.claims() {
-                    self.claims.claim(*address, key, known.claimed);
-                }
-                self.pods.insert(key.clone(), known);
-            }
-            None => {
-                self.pods.remove(key);
-            }
-        }
-
-        let peer_after = self.pods.get(key).and_then(KnownPod::peer);
-        let peer_key = PeerKey {
-            kind: EntityKind::Pod,
-            namespace: Some(key.0.clone()),
-            name: key.1.clone(),
-        };
-        if peer_before != peer_after {
-            out.changes.push(Change::Peer(peer_key.clone(), peer_after));
-        }
-        let local_after = self.pods.get(key).and_then(|known| known.local(&self.node_name));
-        if local_before != local_after {
-            out.local_pods.push(LocalPodChange {
-                key: peer_key,
-                pod: local_after,
-            });
-        }
-        for (address, before) in touched.into_iter().zip(owners_before) {
-            let after = self.pod_by_address(address).cloned();
-            if before != after {
-                out.names.push(NameChange { address, pod: after });
-            }
-        }
-    }
-
     fn arrival(&mut self) -> u64 {
         self.arrivals += 1;
         self.arrivals
-    }
-}
-
-/// Set in every node's seniority number, in no pod's.
-const NODE_CLAIM: u64 = 1 << 63;
-/// Bits of a pod's seniority number that hold its order of arrival; those above hold the second of its creation.
-const ARRIVAL_BITS: u32 = 29;
-
-/// By creation, then by arrival: unique among pods (until half a billion pods of one second have arrived).
-fn seniority(created: Option<i64>, arrival: u64) -> u64 {
-    let seconds = created.map_or(0, |seconds| seconds.clamp(0, (1 << 34) - 1).unsigned_abs());
-    (seconds << ARRIVAL_BITS) | (arrival & ((1 << ARRIVAL_BITS) - 1))
-}
-
-fn node_key(name: &Arc<str>) -> PeerKey {
-    PeerKey {
-        kind: EntityKind::Node,
-        namespace: None,
-        name: name.clone(),
-    }
-}
-
-fn pod_key(pod: &Pod) -> PeerKey {
-    PeerKey {
-        kind: EntityKind::Pod,
-        namespace: Some(pod.namespace.clone()),
-        name: pod.name.clone(),
-    }
-}
-
-impl Pod {
-    /// The addresses that are this pod's own: none on the host network, none once it has ended.
-    fn claims(&self) -> &[IpAddr] {
-        if self.host_network || self.phase.is_over() {
-            &[]
-        } else {
-            &self.addresses
-        }
-    }
-}
-
-impl KnownPod {
-    fn peer(&self) -> Option<Peer> {
-        let pod = &self.pod;
-        (!pod.host_network && !pod.phase.is_over()).then(|| Peer {
-            labels: pod.labels.clone(),
-            service_account: Some(pod.service_account.clone()),
-            named_ports: pod.named_ports.clone(),
-            addresses: pod.addresses.clone(),
-            claimed: self.claimed,
-            local_node: false,
-        })
-    }
-
-    fn local(&self, node_name: &Arc<str>) -> Option<LocalPod> {
-        let addresses = self.pod.claims();
-        (self.pod.node_name.as_ref() == Some(node_name) && !addresses.is_empty()).then(|| LocalPod {
-            addresses: addresses.to_vec(),
-            allowed_sources: self.pod.allowed_sources.clone(),
-        })
     }
 }
 

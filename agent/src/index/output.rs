@@ -4,9 +4,10 @@ use std::{net::IpAddr, sync::Arc};
 
 use ipnet::IpNet;
 
-/// A pod as flow records name it.
-pub use crate::api::Pod as PodInfo;
-use crate::policy::change::{Change, PeerKey};
+use crate::{
+    api::Pod,
+    policy::change::{Change, PeerKey},
+};
 
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct IndexOutput {
@@ -14,7 +15,7 @@ pub struct IndexOutput {
     pub changes: Vec<Change>,
     /// For the endpoints: local pods that came, went, or whose addresses changed.
     pub local_pods: Vec<LocalPodChange>,
-    /// For flow records: which pod an address belongs to now.
+    /// For flow records: whose an address is now.
     pub names: Vec<NameChange>,
 }
 
@@ -48,9 +49,10 @@ pub struct LocalPod {
     pub allowed_sources: Vec<IpNet>,
 }
 
+/// Another pod has an address now, or the one that has it looks different.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NameChange {
     pub address: IpAddr,
-    /// The pod that has the address: of several that claim it, the newest. None: no pod has it.
-    pub pod: Option<Arc<PodInfo>>,
+    /// Of several that claim it, the newest. None: no pod has it (a node that claims it comes before all pods).
+    pub pod: Option<Arc<Pod>>,
 }

@@ -5,6 +5,9 @@ pub mod ipv4;
 pub mod ipv6;
 pub mod transport;
 
+#[cfg(test)]
+mod tests;
+
 use weir_common::Addr;
 
 /// The network layer of a packet.

@@ -85,7 +85,7 @@ impl Icmp {
 }
 
 /// Parses the transport header of a packet that begins with one (no later fragment).
-#[inline(never)]
+#[inline(always)]
 pub fn parse<P: Packet>(packet: P, network: &Network, header: &mut Transport) -> Result<(), Reason> {
     header.source_port = 0;
     header.destination_port = 0;

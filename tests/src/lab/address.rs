@@ -76,6 +76,15 @@ impl Addresses {
         }
     }
 
+    /// The IPv4 address that the plan had, also where there is only its twin.
+    #[must_use]
+    pub fn plan(&self) -> Option<Ipv4Addr> {
+        self.v4.or_else(|| {
+            let [.., a, b, c, d] = self.v6?.octets();
+            Some(Ipv4Addr::new(a, b, c, d))
+        })
+    }
+
     pub fn iter(&self) -> impl Iterator<Item = IpAddr> + use<> {
         self.v4.map(IpAddr::V4).into_iter().chain(self.v6.map(IpAddr::V6))
     }
@@ -117,6 +126,26 @@ pub fn twin_net(net: IpNet) -> IpNet {
     }
 }
 
+/// Replaces every IPv4 network in a text by its twin.
+#[must_use]
+pub fn twin_nets(text: &str) -> String {
+    let of_net = |c: char| c.is_ascii_digit() || c == '.' || c == '/';
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(start) = rest.find(of_net) {
+        let (before, from) = rest.split_at(start);
+        let (token, after) = from.split_at(from.find(|c| !of_net(c)).unwrap_or(from.len()));
+        out.push_str(before);
+        match token.parse::<IpNet>() {
+            Ok(net) => out.push_str(&twin_net(net).to_string()),
+            Err(_) => out.push_str(token),
+        }
+        rest = after;
+    }
+    out.push_str(rest);
+    out
+}
+
 /// Length of a prefix that holds this address alone.
 #[must_use]
 pub const fn host_bits(address: IpAddr) -> u8 {
@@ -128,7 +157,7 @@ pub const fn host_bits(address: IpAddr) -> u8 {
 
 #[cfg(test)]
 mod tests {
-    use super::{twin, twin_net};
+    use super::{twin, twin_net, twin_nets};
 
     #[test]
     fn twins_keep_the_last_bits_and_all_stays_all() {
@@ -140,6 +169,14 @@ mod tests {
         assert_eq!(
             twin_net("10.244.7.0/24".parse().unwrap()),
             "fd00:7765:6972::10.244.7.0/120".parse().unwrap()
+        );
+    }
+
+    #[test]
+    fn networks_in_a_text_are_replaced_and_nothing_else() {
+        assert_eq!(
+            twin_nets("v1.2 cidr: 10.0.0.0/8, port: 80\n- '0.0.0.0/0'"),
+            "v1.2 cidr: fd00:7765:6972::a00:0/104, port: 80\n- '::/0'"
         );
     }
 }

@@ -223,11 +223,12 @@ impl Agent {
         }
         self.check_alive()?;
         bail!(
-            "the agent of {} does not enforce everything ({}):\n{}{}",
+            "the agent of {} does not enforce everything ({}):\n{}{}\nits log:\n{}",
             self.node,
             output.status,
             String::from_utf8_lossy(&output.stdout),
-            String::from_utf8_lossy(&output.stderr)
+            String::from_utf8_lossy(&output.stderr),
+            self.log_tail(40)
         )
     }
 
@@ -286,20 +287,30 @@ impl Agent {
     /// # Errors
     /// If it does not end in time (it is killed then).
     pub fn terminate(&mut self) -> Result<ExitStatus> {
-        let Some(mut running) = self.running.take() else {
+        let Some(running) = &self.running else {
             bail!("the agent of {} does not run", self.node)
         };
         kill(Pid::from_raw(i32::try_from(running.child.id())?), Signal::SIGTERM)?;
+        self.await_end()
+    }
+
+    /// Waits for an agent that was told to end by itself.
+    ///
+    /// # Errors
+    /// If it does not end in time (it is killed when this value is dropped).
+    pub fn await_end(&mut self) -> Result<ExitStatus> {
         let deadline = Instant::now() + GRACE;
+        let Some(running) = &mut self.running else {
+            bail!("the agent of {} does not run", self.node)
+        };
         while Instant::now() < deadline {
             if let Some(status) = running.child.try_wait()? {
+                self.running = None;
                 return Ok(status);
             }
             thread::sleep(Duration::from_millis(5));
         }
-        running.child.kill()?;
-        running.child.wait()?;
-        bail!("the agent of {} did not end within {GRACE:?} of SIGTERM", self.node)
+        bail!("the agent of {} did not end within {GRACE:?}", self.node)
     }
 
     /// Ends the agent with SIGKILL.

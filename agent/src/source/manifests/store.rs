@@ -188,8 +188,14 @@ impl Log {
             Message::Snapshot(lines) => {
                 self.lines = 0;
                 self.live.clear();
-                let rendered: Vec<String> = lines.iter().filter_map(|line| self.render(line)).collect();
-                self.replace(rendered.iter().map(String::as_str))
+                // One line at a time: there may be very many.
+                let mut new = self.begin()?;
+                for line in lines {
+                    if let Some(text) = self.render(&line) {
+                        new.write_all(text.as_bytes())?;
+                    }
+                }
+                self.finish(new)
             }
             Message::Append(lines) => {
                 let text: String = lines.iter().filter_map(|line| self.render(line)).collect();
@@ -240,15 +246,14 @@ impl Log {
         written
     }
 
-    fn replace<'a>(&mut self, lines: impl Iterator<Item = &'a str>) -> io::Result<()> {
-        let new = self.path.with_extension("new");
-        let mut writer = BufWriter::new(File::create(&new)?);
-        for line in lines {
-            writer.write_all(line.as_bytes())?;
-        }
-        let file = writer.into_inner().map_err(io::IntoInnerError::into_error)?;
-        file.sync_all()?;
-        fs::rename(&new, &self.path)?;
+    fn begin(&self) -> io::Result<BufWriter<File>> {
+        Ok(BufWriter::new(File::create(self.path.with_extension("new"))?))
+    }
+
+    /// The new log takes the old one's place, whole.
+    fn finish(&mut self, new: BufWriter<File>) -> io::Result<()> {
+        new.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
+        fs::rename(self.path.with_extension("new"), &self.path)?;
         self.file = None;
         self.damaged = false;
         Ok(())
@@ -256,13 +261,15 @@ impl Log {
 
     /// Leaves out lines that later ones have replaced.
     fn compact(&mut self) -> io::Result<()> {
-        let text = fs::read_to_string(&self.path)?;
         let live: std::collections::HashSet<usize> = self.live.values().copied().collect();
-        let kept = text
-            .split_inclusive('\n')
-            .enumerate()
-            .filter(|(number, _)| live.contains(number));
-        self.replace(kept.map(|(_, line)| line))?;
+        let mut new = self.begin()?;
+        for (number, line) in BufReader::new(File::open(&self.path)?).split(b'\n').enumerate() {
+            if live.contains(&number) {
+                new.write_all(&line?)?;
+                new.write_all(b"\n")?;
+            }
+        }
+        self.finish(new)?;
         let mut moved: Vec<(u64, usize)> = self.live.iter().map(|(key, number)| (*key, *number)).collect();
         moved.sort_unstable_by_key(|(_, number)| *number);
         self.live = moved

@@ -32,6 +32,10 @@ impl Patience {
     pub const TABLE: Self = Self {
         silences: &[Duration::from_millis(30), Duration::from_millis(60)],
     };
+    /// A single attempt.
+    pub const ONCE: Self = Self {
+        silences: &[Duration::from_millis(100)],
+    };
     /// For answers that contradict what a test expects: is it really so?
     pub const STUBBORN: Self = Self {
         silences: &[Duration::from_millis(200), Duration::from_millis(400)],

@@ -1,0 +1,136 @@
+//! Pods: peers, local pods, and whose addresses are whose.
+
+use std::{net::IpAddr, sync::Arc};
+
+use super::{Index, IndexOutput, LocalPod, LocalPodChange, Scoped, claims::pod_seniority};
+use crate::{
+    api::Pod,
+    policy::{
+        change::{Change, Peer, PeerKey},
+        selector::EntityKind,
+    },
+};
+
+pub(super) struct KnownPod {
+    pub(super) pod: Arc<Pod>,
+    claimed: u64,
+}
+
+pub(super) fn pod_key((namespace, name): &Scoped) -> PeerKey {
+    PeerKey {
+        kind: EntityKind::Pod,
+        namespace: Some(namespace.clone()),
+        name: name.clone(),
+    }
+}
+
+impl Index {
+    pub(super) fn put_pod(&mut self, pod: Arc<Pod>, out: &mut IndexOutput) {
+        let key = (pod.namespace.clone(), pod.name.clone());
+        let old = self.pods.get(&key);
+        if old.is_some_and(|known| known.pod == pod) {
+            return;
+        }
+        // A pod that gains an address claims it now; any other change leaves its place among the claimants.
+        let kept = old.filter(|known| {
+            let had = known.pod.own_addresses();
+            known.pod.created == pod.created && pod.own_addresses().iter().all(|address| had.contains(address))
+        });
+        let claimed = match kept {
+            Some(known) => known.claimed,
+            None => pod_seniority(pod.created, self.arrival()),
+        };
+        if !self.pods.contains_key(&key) {
+            let before = self.namespace_labels(&key.0);
+            self.namespaces.entry(key.0.clone()).or_default().pods += 1;
+            self.tell_namespace(&key.0, before, out);
+        }
+        self.change_pod(&key, Some(KnownPod { pod, claimed }), out);
+    }
+
+    pub(super) fn remove_pod(&mut self, key: &Scoped, out: &mut IndexOutput) {
+        if !self.pods.contains_key(key) {
+            return;
+        }
+        self.change_pod(key, None, out);
+        let before = self.namespace_labels(&key.0);
+        if let Some(known) = self.namespaces.get_mut(&key.0) {
+            known.pods = known.pods.saturating_sub(1);
+        }
+        self.tell_namespace(&key.0, before, out);
+    }
+
+    fn change_pod(&mut self, key: &Scoped, new: Option<KnownPod>, out: &mut IndexOutput) {
+        let peer_key = pod_key(key);
+        let peer_of = |index: &Self| index.pods.get(key).and_then(KnownPod::peer);
+        let local_of = |index: &Self| index.pods.get(key).and_then(|known| known.local(&index.node_name));
+        let (peer_before, local_before) = (peer_of(self), local_of(self));
+
+        let addresses = |known: Option<&KnownPod>| {
+            known
+                .map(|known| known.pod.own_addresses().to_vec())
+                .unwrap_or_default()
+        };
+        let (had, has): (Vec<IpAddr>, Vec<IpAddr>) = (addresses(self.pods.get(key)), addresses(new.as_ref()));
+        let owners = self.owners(had.iter().chain(&has));
+        for address in &had {
+            self.claims.release(*address, &peer_key);
+        }
+        match new {
+            Some(known) => {
+                for address in &has {
+                    self.claims.claim(*address, &peer_key, known.claimed);
+                }
+                self.pods.insert(key.clone(), known);
+            }
+            None => {
+                self.pods.remove(key);
+            }
+        }
+
+        let (peer_after, local_after) = (peer_of(self), local_of(self));
+        if peer_before != peer_after {
+            out.changes.push(Change::Peer(peer_key.clone(), peer_after));
+        }
+        if local_before != local_after {
+            out.local_pods.push(LocalPodChange {
+                key: peer_key,
+                pod: local_after,
+            });
+        }
+        self.tell_owners(owners, out);
+    }
+}
+
+impl Pod {
+    /// The addresses that are this pod's own: none on the host network, none once it has ended.
+    fn own_addresses(&self) -> &[IpAddr] {
+        if self.is_peer() { &self.addresses } else { &[] }
+    }
+
+    fn is_peer(&self) -> bool {
+        !self.host_network && !self.phase.is_over()
+    }
+}
+
+impl KnownPod {
+    pub(super) fn peer(&self) -> Option<Peer> {
+        let pod = &self.pod;
+        pod.is_peer().then(|| Peer {
+            labels: pod.labels.clone(),
+            service_account: Some(pod.service_account.clone()),
+            named_ports: pod.named_ports.clone(),
+            addresses: pod.addresses.clone(),
+            claimed: self.claimed,
+            local_node: false,
+        })
+    }
+
+    fn local(&self, node_name: &Arc<str>) -> Option<LocalPod> {
+        let addresses = self.pod.own_addresses();
+        (self.pod.node_name.as_ref() == Some(node_name) && !addresses.is_empty()).then(|| LocalPod {
+            addresses: addresses.to_vec(),
+            allowed_sources: self.pod.allowed_sources.clone(),
+        })
+    }
+}

@@ -1,0 +1,240 @@
+//! The cluster of a case: in the lab, and in the manifests that the agents read.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use anyhow::{Context, Result, bail};
+use ipnet::Ipv4Net;
+
+use super::case::{Cluster, ClusterChanges, LabelChange, Labelled, Pod, Port};
+use crate::lab::{
+    Families, Lab, PodPlan,
+    address::twin_nets,
+    manifests::{self, ContainerPort, Manifests},
+    probe::{Protocol, Servers},
+};
+
+impl Cluster {
+    /// Takes the changes of a step.
+    pub fn change(&mut self, changes: &ClusterChanges) {
+        self.namespaces.extend(changes.add_namespaces.iter().cloned());
+        self.pods.extend(changes.add_pods.iter().cloned());
+        self.pods.retain(|pod| !changes.remove_pods.contains(&pod.key()));
+        let gone = |namespace: &String| changes.remove_namespaces.contains(namespace);
+        self.pods.retain(|pod| !gone(&pod.namespace));
+        self.service_accounts.retain(|account| !gone(&account.namespace));
+        self.namespaces.retain(|namespace| !gone(&namespace.name));
+    }
+
+    /// Takes a change of labels.
+    ///
+    /// # Errors
+    /// If there is no such object.
+    pub fn relabel(&mut self, change: &LabelChange) -> Result<()> {
+        let labels = match change.kind {
+            Labelled::Namespace => self
+                .namespaces
+                .iter_mut()
+                .find(|namespace| namespace.name == change.name)
+                .map(|namespace| &mut namespace.labels),
+            Labelled::Pod => self
+                .pods
+                .iter_mut()
+                .find(|pod| pod.key() == change.name)
+                .map(|pod| &mut pod.labels),
+            Labelled::ServiceAccount => self
+                .service_accounts
+                .iter_mut()
+                .find(|account| format!("{}/{}", account.namespace, account.name) == change.name)
+                .map(|account| &mut account.labels),
+        };
+        match labels {
+            Some(labels) => {
+                labels.clone_from(&change.labels);
+                Ok(())
+            }
+            None => bail!(
+                "label change of {:?} {}, which does not exist",
+                change.kind,
+                change.name
+            ),
+        }
+    }
+}
+
+/// The file with a case's policies.
+const POLICIES: &str = "policies";
+
+/// What is real at the moment, and how to make something else real.
+pub struct State {
+    pub lab: Lab,
+    pub manifests: Manifests,
+    pub servers: Servers,
+    pub cluster: Cluster,
+    nodes: Vec<String>,
+    /// Contents of the manifest files, by name.
+    written: BTreeMap<String, String>,
+}
+
+impl State {
+    /// A lab whose nodes are there and nothing else. Their objects are written.
+    ///
+    /// # Errors
+    /// The lab's and the file system's.
+    pub fn new(lab: Lab, nodes: Vec<String>) -> Result<Self> {
+        let manifests = Manifests::new(&lab.directory().join("manifests"))?;
+        for name in &nodes {
+            let labels = manifests::labels(&[("kubernetes.io/hostname", name)]);
+            manifests.object(
+                &format!("node-{name}"),
+                &manifests::node(name, &labels, lab.node(name)?.addresses),
+            )?;
+        }
+        Ok(Self {
+            lab,
+            manifests,
+            servers: Servers::start()?,
+            cluster: Cluster::default(),
+            nodes,
+            written: BTreeMap::new(),
+        })
+    }
+
+    /// Makes a cluster real: pods come and go in the lab, objects in the manifests.
+    ///
+    /// # Errors
+    /// The lab's and the file system's.
+    pub fn realise(&mut self, target: &Cluster) -> Result<()> {
+        let wanted: BTreeSet<String> = target.pods.iter().map(Pod::key).collect();
+        let there: BTreeSet<String> = self.cluster.pods.iter().map(Pod::key).collect();
+        for gone in there.difference(&wanted) {
+            self.servers.stop(gone);
+            self.lab.remove_pod(gone)?;
+        }
+        let fresh: Vec<&Pod> = target.pods.iter().filter(|pod| !there.contains(&pod.key())).collect();
+        let plans: Vec<PodPlan> = fresh
+            .iter()
+            .enumerate()
+            .map(|(number, pod)| PodPlan {
+                name: pod.key(),
+                node: self.nodes[number % self.nodes.len()].clone(),
+                address: pod.ip,
+            })
+            .collect();
+        self.lab.add_pods(&plans)?;
+        for pod in fresh {
+            let key = pod.key();
+            self.servers.serve(&key, self.lab.host(&key)?.0, &served(&pod.ports)?)?;
+        }
+        for external in &target.externals {
+            if !self.cluster.externals.contains(external) {
+                self.lab.add_external(&external.name, external.ip)?;
+                let key = format!("ext/{}", external.name);
+                self.servers
+                    .serve(&key, self.lab.host(&key)?.0, &served(&external.ports)?)?;
+            }
+        }
+        self.write(target)?;
+        self.cluster = target.clone();
+        Ok(())
+    }
+
+    /// Puts policies in force, in place of all others.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn policies(&self, text: &str) -> Result<()> {
+        if text.trim().is_empty() {
+            self.manifests.remove(POLICIES)
+        } else {
+            self.manifests.text(POLICIES, &self.addressed(text)?)
+        }
+    }
+
+    /// Fills in placeholders, and takes the addresses over to the lab's family.
+    fn addressed(&self, text: &str) -> Result<String> {
+        let mut out = String::with_capacity(text.len());
+        let mut rest = text;
+        while let Some((before, from)) = rest.split_once("${") {
+            let (placeholder, after) = from.split_once('}').context("a placeholder without an end")?;
+            let (kind, host) = placeholder.split_once(':').context("a placeholder without a host")?;
+            let address = self
+                .lab
+                .host(host)?
+                .1
+                .plan()
+                .with_context(|| format!("an address of {host}"))?;
+            out.push_str(before);
+            out.push_str(&match kind.strip_prefix("CIDR") {
+                Some(bits) => Ipv4Net::new(address, bits.parse()?)?.trunc().to_string(),
+                None if kind == "IP" => address.to_string(),
+                None => bail!("placeholder ${{{placeholder}}} is not known"),
+            });
+            rest = after;
+        }
+        out.push_str(rest);
+        Ok(match self.lab.families() {
+            Families::V6 => twin_nets(&out),
+            Families::V4 | Families::Dual => out,
+        })
+    }
+
+    /// Writes what has changed and removes what is gone.
+    fn write(&mut self, cluster: &Cluster) -> Result<()> {
+        let mut files = BTreeMap::new();
+        for namespace in &cluster.namespaces {
+            let object = manifests::namespace(&namespace.name, &namespace.labels);
+            files.insert(format!("namespace-{}", namespace.name), object);
+        }
+        for account in &cluster.service_accounts {
+            let object = manifests::service_account(&account.namespace, &account.name, &account.labels);
+            files.insert(format!("serviceaccount-{}-{}", account.namespace, account.name), object);
+        }
+        for pod in &cluster.pods {
+            let link = self.lab.pod(&pod.key())?;
+            let ports: Vec<ContainerPort> = pod
+                .ports
+                .iter()
+                .map(|port| (port.name.clone(), port.port, port.protocol.clone()))
+                .collect();
+            let object = manifests::Pod {
+                namespace: &pod.namespace,
+                name: &pod.name,
+                labels: &pod.labels,
+                service_account: pod.service_account.as_deref().unwrap_or("default"),
+                node: &link.node,
+                ports: &ports,
+                addresses: link.addresses,
+                host_network: false,
+            }
+            .object();
+            files.insert(format!("pod-{}-{}", pod.namespace, pod.name), object);
+        }
+        for gone in self.written.keys().filter(|name| !files.contains_key(*name)) {
+            self.manifests.remove(gone)?;
+        }
+        let mut written = BTreeMap::new();
+        for (name, object) in files {
+            let text = object.to_string();
+            if self.written.get(&name) != Some(&text) {
+                self.manifests.object(&name, &object)?;
+            }
+            written.insert(name, text);
+        }
+        self.written = written;
+        Ok(())
+    }
+}
+
+/// What a pod's or external's servers listen on.
+fn served(ports: &[Port]) -> Result<Vec<(Protocol, u16)>> {
+    ports
+        .iter()
+        .map(|port| {
+            let protocol = Protocol::from_name(&port.protocol);
+            Ok((
+                protocol.with_context(|| format!("protocol {}", port.protocol))?,
+                port.port,
+            ))
+        })
+        .collect()
+}

@@ -1,0 +1,8 @@
+//! What the demo can be told; shared by the verb and the program behind it.
+
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// Wait for Enter after each step
+    #[arg(long)]
+    pub pause: bool,
+}

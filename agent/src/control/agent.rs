@@ -394,7 +394,7 @@ impl Agent {
             addresses: local.addresses,
             more_sources: local.allowed_sources,
             any_source: false,
-            audit: false,
+            audit: self.options.audit,
             layer3: interface.layer3,
             adopt_for,
         };

@@ -98,7 +98,7 @@ pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
         hub: Arc::clone(&hub),
         directory: Arc::clone(&directory),
         node: Arc::clone(&node),
-        audit: false,
+        audit: options.audit,
     };
     let flows = FlowTask::start(datapath.events()?, datapath.sweeper()?, shared).context("cannot wait for events")?;
     let (discovery, mut discovered) = Discovery::spawn().context("cannot watch interfaces and routes")?;

@@ -424,6 +424,14 @@ pub fn flow(random: &mut Random) -> Flow {
     }
 }
 
+/// Where something can differ: outside addresses in and out of the nets, and one address inside the pods' net that no pod
+/// has.
+#[must_use]
+pub fn outside() -> Vec<IpAddr> {
+    let texts = OUTSIDE.iter().chain(&["10.0.0.14", "fd00::7:0", "fd00::6"]);
+    texts.filter_map(|text| text.parse().ok()).collect()
+}
+
 /// The flow with the pod's own address, as it is in that world. None: it has none of the family.
 #[must_use]
 pub fn aim(world: &World, flow: &Flow) -> Option<Flow> {

@@ -202,7 +202,11 @@ pub struct Suite {
 const ABILITIES: [&str; 5] = ["sctp", "icmp", "externals", "ip-plan", "cluster-changes"];
 
 /// The policy languages that are enforced.
-const APIS: [&str; 1] = ["networking.k8s.io/v1"];
+const APIS: [&str; 3] = [
+    "networking.k8s.io/v1",
+    "crd.projectcalico.org/v1",
+    "projectcalico.org/v3",
+];
 
 impl Suite {
     /// Reads every case below the folders of a directory, whose base clusters lie in the directory itself.

@@ -6,7 +6,6 @@ use anyhow::{Context as _, Result};
 use serde_json::json;
 
 use crate::{
-    agent::Agent,
     interrupt, load,
     node::Node,
     report::{self, Table},
@@ -45,14 +44,15 @@ pub fn run(weir: &Path, quick: bool) -> Result<()> {
         let world = World::new(&node)?;
         world.remote_pods(pods)?;
         world.policies(&load::policies(policies))?;
-        let agent = Agent::start(weir, &node.namespace, &world, &[])?;
+        let agent = node.start_agent(weir, &world, &[])?;
+        let pid = agent.pid().context("the agent has ended")?;
         interrupt::sleep(SETTLE)?;
-        let before = cpu_nanoseconds(agent.pid())?;
+        let before = cpu_nanoseconds(pid)?;
         interrupt::sleep(idle)?;
-        let used = cpu_nanoseconds(agent.pid())?.saturating_sub(before);
+        let used = cpu_nanoseconds(pid)?.saturating_sub(before);
         let millicores = used as f64 / idle.as_nanos() as f64 * 1e3;
-        let memory = Memory::of(agent.pid())?;
-        maps = map_memory(agent.pid())?;
+        let memory = Memory::of(pid)?;
+        maps = map_memory(pid)?;
         let kernel = maps.iter().map(|(_, bytes)| bytes).sum::<u64>() as f64 / MIB;
         table.row([
             pods.to_string(),

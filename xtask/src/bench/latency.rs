@@ -15,7 +15,6 @@ use anyhow::{Context as _, Result, bail};
 use serde_json::{Value, json};
 
 use crate::{
-    agent::Agent,
     interrupt, load,
     node::{Node, Pod},
     priority::Precedence,
@@ -95,13 +94,11 @@ pub fn run(weir: &Path, quick: bool) -> Result<()> {
     for (pods, policies) in [(10, 0), (10_000, 1_000)] {
         let node = Node::new(&load::LOCAL_PODS)?;
         let world = World::new(&node)?;
-        let [client, server, ..] = node.pods.as_slice() else {
-            bail!("a client and a server pod are needed");
-        };
+        let (client, server) = node.client_and_server()?;
         world.remote_pods(pods)?;
         world.policies(&load::policies(policies))?;
         world.write("probe-policy", &[policy("client")])?;
-        let agent = Agent::start(weir, &node.namespace, &world, &[])?;
+        let agent = node.start_agent(weir, &world, &[])?;
         let mut probe = Probe::new(client, server)?;
         probe.expect(true).context("before the first change")?;
         let _precedence = Precedence::take();
@@ -144,14 +141,8 @@ struct Probe {
 
 impl Probe {
     fn new(client: &Pod, server: &Pod) -> Result<Self> {
-        let receiver = {
-            let _inside = server.namespace.enter()?;
-            UdpSocket::bind((server.address, 5_300))?
-        };
-        let sender = {
-            let _inside = client.namespace.enter()?;
-            UdpSocket::bind((client.address, 5_301))?
-        };
+        let receiver = server.netns.run(|| Ok(UdpSocket::bind((server.address, 5_300))?))?;
+        let sender = client.netns.run(|| Ok(UdpSocket::bind((client.address, 5_301))?))?;
         receiver.set_nonblocking(true)?;
         let address: SocketAddr = receiver.local_addr()?;
         sender.connect(address)?;

@@ -9,21 +9,21 @@ use clap::{Parser, ValueEnum as _};
 
 use self::arguments::Name;
 
-mod agent;
 mod arguments;
+mod compile;
 mod connections;
 mod footprint;
 mod interrupt;
 mod latency;
 mod load;
-mod netns;
 mod node;
+mod packets;
 mod priority;
 mod report;
 mod world;
 
 #[derive(Parser)]
-struct Arguments {
+struct CommandLine {
     /// The `weir` binary to measure
     #[arg(long)]
     weir: PathBuf,
@@ -33,7 +33,7 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
+    match run(&CommandLine::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
@@ -42,7 +42,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(Arguments { weir, bench }: &Arguments) -> Result<()> {
+fn run(CommandLine { weir, bench }: &CommandLine) -> Result<()> {
     interrupt::catch()?;
     let names = if bench.names.is_empty() {
         Name::value_variants()
@@ -61,7 +61,8 @@ fn run(Arguments { weir, bench }: &Arguments) -> Result<()> {
             Name::Connections => connections::run(weir, bench.quick),
             Name::Latency => latency::run(weir, bench.quick),
             Name::Footprint => footprint::run(weir, bench.quick),
-            Name::Packets | Name::Compile => Ok(()),
+            Name::Compile => compile::run(bench.quick),
+            Name::Packets => packets::run(bench.quick),
         }?;
     }
     Ok(())

@@ -1,22 +1,30 @@
-//! One node with pods on routed veth pairs, as Calico and the AWS VPC CNI lay them out.
+//! One node with pods on routed veth pairs, as Calico and the AWS VPC CNI lay them out: a lab of the tests' own.
 
-use std::net::Ipv4Addr;
+use std::{
+    io::Write as _,
+    net::{IpAddr, Ipv4Addr},
+    path::Path,
+    process::{Command, Stdio},
+    sync::Arc,
+    time::Duration,
+};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result, bail};
+use weir_tests::lab::{
+    Agent, Families, Lab, Layout, NetNs, PodPlan,
+    agent::{AgentOptions, Attach},
+};
 
-use super::netns::{Namespace, ip, sysctl};
+use crate::world::{NAMESPACE, World};
 
 /// The name of the node that runs the agent.
 pub const NAME: &str = "bench-node";
 
-/// Its own address.
-pub const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 78, 0, 1);
-
-/// What every pod's default route points to; it is on no interface.
-const GATEWAY: &str = "169.254.1.1";
+/// How long the agent may take until everything is enforced.
+const READY: Duration = Duration::from_secs(60);
 
 pub struct Node {
-    pub namespace: Namespace,
+    lab: Lab,
     pub pods: Vec<Pod>,
 }
 
@@ -25,64 +33,89 @@ pub struct Pod {
     pub address: Ipv4Addr,
     /// The interface's end on the node.
     pub interface: String,
-    pub namespace: Namespace,
+    pub netns: Arc<NetNs>,
 }
 
 impl Node {
     pub fn new(pods: &[&str]) -> Result<Self> {
-        let namespace = Namespace::new()?;
-        {
-            let _inside = namespace.enter()?;
-            ip(&format!("address add {ADDRESS}/32 dev lo"))?;
-            sysctl("net/ipv4/ip_forward", "1")?;
-            for scope in ["all", "default"] {
-                sysctl(&format!("net/ipv4/conf/{scope}/rp_filter"), "0")?;
-            }
-        }
-        let mut node = Self {
-            namespace,
-            pods: Vec::new(),
-        };
-        for name in pods {
-            node.add(name)?;
-        }
-        Ok(node)
+        let mut lab = Lab::new(Families::V4)?;
+        lab.add_node(NAME, Layout::Routed)?;
+        let plans: Vec<PodPlan> = pods.iter().map(|name| PodPlan::new(&scoped(name), NAME)).collect();
+        lab.add_pods(&plans)?;
+        let pods = pods
+            .iter()
+            .map(|name| {
+                let link = lab.pod(&scoped(name))?;
+                Ok(Pod {
+                    name: (*name).to_owned(),
+                    address: link.addresses.v4.context("the lab's pod has no IPv4 address")?,
+                    interface: link.interface.clone(),
+                    netns: Arc::clone(&link.netns),
+                })
+            })
+            .collect::<Result<Vec<Pod>>>()?;
+        Ok(Self { lab, pods })
     }
 
-    fn add(&mut self, name: &str) -> Result<()> {
-        let number = u8::try_from(self.pods.len() + 10)?;
-        let pod = Pod {
-            name: name.to_owned(),
-            address: Ipv4Addr::new(10, 77, 0, number),
-            interface: format!("cali{name}"),
-            namespace: Namespace::new()?,
+    /// The first two pods.
+    pub fn client_and_server(&self) -> Result<(&Pod, &Pod)> {
+        match self.pods.as_slice() {
+            [client, server, ..] => Ok((client, server)),
+            _ => bail!("a client and a server pod are needed"),
+        }
+    }
+
+    /// A directory that goes with the node.
+    pub fn directory(&self) -> &Path {
+        self.lab.directory()
+    }
+
+    pub fn address(&self) -> Result<IpAddr> {
+        let addresses = self.lab.node(NAME)?.addresses;
+        addresses.iter().next().context("the lab's node has no address")
+    }
+
+    /// Starts the agent and returns once it enforces all of the world. Dropping it removes all that it has put into
+    /// the kernel.
+    pub fn start_agent(&self, weir: &Path, world: &World, arguments: &[&str]) -> Result<Agent> {
+        let options = AgentOptions {
+            attach: Attach::Tcx,
+            flows: false,
+            arguments: arguments.iter().map(|&argument| argument.to_owned()).collect(),
+            binary: Some(weir.to_owned()),
         };
-        let (host_mac, pod_mac) = (
-            format!("02:00:00:00:01:{number:02x}"),
-            format!("02:00:00:00:02:{number:02x}"),
-        );
-        let Pod { address, interface, .. } = &pod;
-        {
-            let _inside = self.namespace.enter()?;
-            ip(&format!(
-                "link add {interface} address {host_mac} type veth peer name eth0 address {pod_mac} netns {peer}\n\
-                 link set {interface} up\n\
-                 route add {address}/32 dev {interface}\n\
-                 neighbour add {address} lladdr {pod_mac} dev {interface} nud permanent\n",
-                peer = pod.namespace.path(),
-            ))?;
+        let mut agent = Agent::start(&self.lab, NAME, world.path(), options)?;
+        agent.wait(READY)?;
+        Ok(agent)
+    }
+
+    /// Runs a program in the node's namespace and gives it `input`; an error, with what it complained about, if it
+    /// fails.
+    pub fn feed(&self, command: &[&str], input: &str) -> Result<()> {
+        let [program, arguments @ ..] = command else {
+            bail!("no program")
+        };
+        let mut command = Command::new(program);
+        command
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
+        self.lab.node(NAME)?.netns.command(&mut command)?;
+        let mut child = command.spawn().with_context(|| format!("starting {program}"))?;
+        if let Some(mut stdin) = child.stdin.take() {
+            // A program that ends early says why on its standard error, below.
+            let _ = stdin.write_all(input.as_bytes());
         }
-        {
-            let _inside = pod.namespace.enter()?;
-            ip(&format!(
-                "link set eth0 up\n\
-                 address add {address}/32 dev eth0\n\
-                 route add {GATEWAY} dev eth0 scope link\n\
-                 route add default via {GATEWAY}\n\
-                 neighbour add {GATEWAY} lladdr {host_mac} dev eth0 nud permanent\n"
-            ))?;
+        let output = child.wait_with_output()?;
+        if !output.status.success() {
+            let complaint = String::from_utf8_lossy(&output.stderr);
+            bail!("`{program} {}` failed: {}", arguments.join(" "), complaint.trim());
         }
-        self.pods.push(pod);
         Ok(())
     }
+}
+
+fn scoped(name: &str) -> String {
+    format!("{NAMESPACE}/{name}")
 }

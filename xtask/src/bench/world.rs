@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr},
     path::{Path, PathBuf},
 };
 
@@ -32,17 +32,9 @@ impl World {
     /// The nodes, the namespace and, in files of their own, the pods of `node`, each with its name as the label `app`.
     pub fn new(node: &node::Node) -> Result<Self> {
         let world = Self {
-            dir: TempDir::with_prefix("weir-bench-manifests-")?,
+            dir: TempDir::new_in(node.directory())?,
         };
-        let cluster = [
-            node_object(node::NAME, node::ADDRESS),
-            node_object(REMOTE_NODE, Ipv4Addr::new(10, 78, 0, 2)),
-            json!({
-                "apiVersion": "v1", "kind": "Namespace",
-                "metadata": { "name": NAMESPACE, "labels": { "kubernetes.io/metadata.name": NAMESPACE } },
-            }),
-        ];
-        world.write("cluster", &cluster)?;
+        world.write("cluster", &cluster(node.address()?))?;
         for pod in &node.pods {
             let (from, to) = world.prepare_local_pod(pod, &pod.name)?;
             fs::rename(from, to)?;
@@ -60,15 +52,8 @@ impl World {
         self.dir.path()
     }
 
-    /// Adds pods of another node, spread evenly over [`GROUPS`] values of `app`: `peer-0`, `peer-1`, …
     pub fn remote_pods(&self, count: usize) -> Result<()> {
-        let pods: Vec<Value> = (0..count)
-            .map(|number| {
-                let address = Ipv4Addr::from_bits(Ipv4Addr::new(10, 80, 0, 0).to_bits() + number as u32 + 1);
-                pod(&format!("peer-{number}"), &group(number), address, REMOTE_NODE)
-            })
-            .collect();
-        self.write_all("pods", &pods)
+        self.write_all("pods", &remote_pods(count))
     }
 
     pub fn policies(&self, policies: &[Value]) -> Result<()> {
@@ -98,6 +83,35 @@ impl World {
     }
 }
 
+/// The nodes and the namespace.
+pub fn cluster(node: IpAddr) -> [Value; 3] {
+    [
+        node_object(node::NAME, node),
+        node_object(REMOTE_NODE, Ipv4Addr::new(10, 78, 0, 2).into()),
+        namespace("shop"),
+    ]
+}
+
+pub fn namespace(team: &str) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Namespace",
+        "metadata": {
+            "name": NAMESPACE,
+            "labels": { "kubernetes.io/metadata.name": NAMESPACE, "team": team },
+        },
+    })
+}
+
+/// Pods of another node, spread evenly over [`GROUPS`] values of `app`: `peer-0`, `peer-1`, …
+pub fn remote_pods(count: usize) -> Vec<Value> {
+    (0..count).map(|number| remote_pod(number, &group(number))).collect()
+}
+
+pub fn remote_pod(number: usize, app: &str) -> Value {
+    let address = Ipv4Addr::from_bits(Ipv4Addr::new(10, 80, 0, 0).to_bits() + number as u32 + 1);
+    pod(&format!("peer-{number}"), app, address, REMOTE_NODE)
+}
+
 /// The `app` label of a remote pod.
 pub fn group(number: usize) -> String {
     format!("peer-{}", number % GROUPS)
@@ -116,7 +130,7 @@ pub fn policy(name: &str, subject: &str, ingress: &[Value]) -> Value {
     })
 }
 
-fn node_object(name: &str, address: Ipv4Addr) -> Value {
+fn node_object(name: &str, address: IpAddr) -> Value {
     json!({
         "apiVersion": "v1", "kind": "Node",
         "metadata": { "name": name, "labels": { "kubernetes.io/hostname": name, "kubernetes.io/os": "linux" } },
@@ -125,7 +139,7 @@ fn node_object(name: &str, address: Ipv4Addr) -> Value {
 }
 
 /// A pod of the size that a Deployment's usually is.
-fn pod(name: &str, app: &str, address: Ipv4Addr, node: &str) -> Value {
+pub fn pod(name: &str, app: &str, address: Ipv4Addr, node: &str) -> Value {
     json!({
         "apiVersion": "v1", "kind": "Pod",
         "metadata": {

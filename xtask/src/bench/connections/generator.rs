@@ -26,10 +26,7 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::{
-    netns::sysctl,
-    node::{Node, Pod},
-};
+use crate::node::{Node, Pod};
 
 /// Where the server listens. With the client's 28,000 ports these are over a hundred million tuples, so every measured
 /// connection is one that no connection table has seen. As one prefix of the port number (16384 to 20479) the range is
@@ -57,33 +54,30 @@ pub struct Generator<'node> {
 
 impl<'node> Generator<'node> {
     pub fn new(node: &'node Node) -> Result<Self> {
-        let [client, server, ..] = node.pods.as_slice() else {
-            bail!("a client and a server pod are needed");
-        };
+        let (client, server) = node.client_and_server()?;
         let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
-        let needed = 2 * PORTS.len() as u64 + 1024;
+        // Of two generators.
+        let needed = 3 * PORTS.len() as u64;
         if soft < needed {
             setrlimit(Resource::RLIMIT_NOFILE, needed, hard.max(needed)).context("raising the limit of open files")?;
         }
         for pod in [client, server] {
-            let _inside = pod.namespace.enter()?;
-            // Connections are closed by FIN as real ones are, but a million in TIME_WAIT would measure their table.
-            sysctl("net/ipv4/tcp_max_tw_buckets", "0")?;
-            // Above 60 s the kernel keeps the socket itself in FIN_WAIT2, which such a table (of no entry) need not hold.
-            sysctl("net/ipv4/tcp_fin_timeout", "90")?;
-            // BBR, where it is the default, would add its pacing timers.
-            sysctl("net/ipv4/tcp_congestion_control", "reno")?;
-            sysctl("net/ipv4/ip_local_port_range", "32768 60999")?;
+            pod.netns.sysctl(&[
+                // Connections are closed by FIN as real ones are, but a million in TIME_WAIT would measure their table.
+                ("ipv4/tcp_max_tw_buckets", "0"),
+                // Above 60 s the kernel keeps the socket itself in FIN_WAIT2, not an entry of that table.
+                ("ipv4/tcp_fin_timeout", "90"),
+                // BBR, where it is the default, would add its pacing timers.
+                ("ipv4/tcp_congestion_control", "reno"),
+                ("ipv4/ip_local_port_range", "32768 60999"),
+            ])?;
         }
-        let _inside = server.namespace.enter()?;
         let ready = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-        let mut listeners = Vec::with_capacity(PORTS.len());
-        for port in PORTS {
-            let listener = TcpListener::bind((server.address, port)).context("listening in the server pod")?;
-            listener.set_nonblocking(true)?;
-            let number = listeners.len() as u64;
-            ready.add(&listener, EpollEvent::new(EpollFlags::EPOLLIN, number))?;
-            listeners.push(listener);
+        let listeners = server
+            .netns
+            .run(|| PORTS.map(|port| listen(server, port)).collect::<Result<Vec<_>>>())?;
+        for (number, listener) in listeners.iter().enumerate() {
+            ready.add(listener, EpollEvent::new(EpollFlags::EPOLLIN, number as u64))?;
         }
         Ok(Self {
             client,
@@ -108,7 +102,7 @@ impl<'node> Generator<'node> {
             let rate = scope
                 .spawn(move || {
                     on_cpu(0)?;
-                    let _inside = client.namespace.enter()?;
+                    client.netns.enter()?;
                     open_and_close(address, next, duration)
                 })
                 .join();
@@ -122,9 +116,9 @@ impl<'node> Generator<'node> {
 
     /// Whether the server pod answers, if only by a refusal, on a port beside those that the rules allow.
     pub fn forbidden_port_answers(&self) -> Result<bool> {
-        let _inside = self.client.namespace.enter()?;
         let address = SocketAddrV4::new(self.server.address, PORTS.end() + 1);
-        match TcpStream::connect_timeout(&address.into(), Duration::from_millis(50)) {
+        let attempt = || Ok(TcpStream::connect_timeout(&address.into(), Duration::from_millis(50)));
+        match self.client.netns.run(attempt)? {
             Ok(_) => Ok(true),
             Err(error) if error.kind() == ErrorKind::ConnectionRefused => Ok(true),
             Err(error) if error.kind() == ErrorKind::TimedOut => Ok(false),
@@ -134,13 +128,10 @@ impl<'node> Generator<'node> {
 
     /// Plays ping-pong with one byte over one established connection for `duration`; returns round trips a second.
     pub fn round_trips(&mut self, duration: Duration) -> Result<f64> {
-        let (stream, peer) = {
-            let _inside = self.client.namespace.enter()?;
-            let address = SocketAddrV4::new(self.server.address, ECHO_PORT);
-            let stream = TcpStream::connect_timeout(&address.into(), PATIENCE).context("opening the ping-pong")?;
-            let peer = self.listeners.first().context("no listener")?.accept()?.0;
-            (stream, peer)
-        };
+        let address = SocketAddrV4::new(self.server.address, ECHO_PORT);
+        let open = || TcpStream::connect_timeout(&address.into(), PATIENCE).context("opening the ping-pong");
+        let stream = self.client.netns.run(open)?;
+        let peer = self.listeners.first().context("no listener")?.accept()?.0;
         for end in [&stream, &peer] {
             end.set_nodelay(true)?;
             end.set_nonblocking(true)?;
@@ -164,6 +155,12 @@ impl<'node> Generator<'node> {
             Ok(rate)
         })
     }
+}
+
+fn listen(server: &Pod, port: u16) -> Result<TcpListener> {
+    let listener = TcpListener::bind((server.address, port)).context("listening in the server pod")?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
 }
 
 /// The client: keeps [`WINDOW`] connections under way. The oldest is closed once the server has closed its side, which

@@ -72,11 +72,12 @@ pub fn run(weir: &Path, quick: bool) -> Result<()> {
         "new TCP connections and round trips per second between two pods; the last rule allows them",
     );
     let plan = if quick { QUICK } else { FULL };
-    let node = Node::new(&["client", "server"])?;
+    let [node, legacy] = [(); 2].map(|()| Node::new(&["client", "server"]));
+    let (node, legacy) = (node?, legacy?);
     let mut bench = Bench {
         weir: weir.to_owned(),
-        node: &node,
-        generator: Generator::new(&node)?,
+        place: Place::new(&node)?,
+        legacy: Place::new(&legacy)?,
         absent: Vec::new(),
     };
     bench.find_absent()?;
@@ -91,18 +92,44 @@ pub fn run(weir: &Path, quick: bool) -> Result<()> {
 
 struct Bench<'node> {
     weir: PathBuf,
-    node: &'node Node,
-    generator: Generator<'node>,
+    place: Place<'node>,
+    /// A twin for iptables: its tables, once used, are walked by every packet of their namespace, also when they are
+    /// empty again, and "nothing" must be nothing.
+    legacy: Place<'node>,
     /// Sides that this machine cannot run.
     absent: Vec<Side>,
 }
 
-impl Bench<'_> {
+/// Where sides are put in place and measured.
+struct Place<'node> {
+    node: &'node Node,
+    generator: Generator<'node>,
+}
+
+impl<'node> Place<'node> {
+    fn new(node: &'node Node) -> Result<Self> {
+        Ok(Self {
+            node,
+            generator: Generator::new(node)?,
+        })
+    }
+}
+
+impl<'node> Bench<'node> {
+    fn place(&mut self, side: Side) -> &mut Place<'node> {
+        if side == Side::Iptables {
+            &mut self.legacy
+        } else {
+            &mut self.place
+        }
+    }
+
     /// Tries the peers, which not every kernel has.
     fn find_absent(&mut self) -> Result<()> {
-        let world = World::new(self.node)?;
+        let world = World::new(self.place.node)?;
         for side in [Side::Iptables, Side::Nftables] {
-            if let Err(error) = side.install(&self.weir, self.node, &rules::rules(1), &world) {
+            let node = self.place(side).node;
+            if let Err(error) = side.install(&self.weir, node, &rules::rules(1), &world) {
                 println!("  {} cannot be measured here: {error:#}", side.name());
                 self.absent.push(side);
             }
@@ -112,7 +139,7 @@ impl Bench<'_> {
 
     fn measure(&mut self, plan: &Plan, count: usize, results: &mut Results) -> Result<()> {
         let rules = rules::rules(count);
-        let world = World::new(self.node)?;
+        let world = World::new(self.place.node)?;
         world.remote_pods(rules::REMOTE_PODS)?;
         world.policies(&rules::policies(&rules))?;
         for round in 0..plan.rounds {
@@ -140,17 +167,19 @@ impl Bench<'_> {
 
     /// One side of one round: put in place, proven, measured, removed.
     fn slice(&mut self, plan: &Plan, side: Side, rules: &[Rule], world: &World) -> Result<(f64, f64)> {
-        let installed = side.install(&self.weir, self.node, rules, world)?;
-        let open = self.generator.forbidden_port_answers()?;
+        let weir = self.weir.clone();
+        let Place { node, generator } = self.place(side);
+        let installed = side.install(&weir, node, rules, world)?;
+        let open = generator.forbidden_port_answers()?;
         if open != (side == Side::Nothing) {
             bail!(
                 "a port that no rule allows {}",
                 if open { "answers" } else { "does not answer" }
             );
         }
-        self.generator.connections(plan.warm_up)?;
-        let connections = self.generator.connections(plan.connections)?;
-        let round_trips = self.generator.round_trips(plan.round_trips)?;
+        generator.connections(plan.warm_up)?;
+        let connections = generator.connections(plan.connections)?;
+        let round_trips = generator.round_trips(plan.round_trips)?;
         drop(installed);
         Ok((connections, round_trips))
     }

@@ -1,20 +1,13 @@
 //! What is compared: each is put in place for one slice of measurement and removed after it.
 
-use std::{
-    path::Path,
-    process::{Command, Stdio},
-};
+use std::path::Path;
 
 use anyhow::{Context as _, Result};
 use tempfile::TempDir;
+use weir_tests::lab::Agent;
 
 use super::rules::{self, Rule};
-use crate::{
-    agent::Agent,
-    netns::{Namespace, feed},
-    node::Node,
-    world::World,
-};
+use crate::{node::Node, world::World};
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Side {
@@ -29,8 +22,8 @@ pub enum Side {
 #[expect(dead_code, reason = "they are kept for what their drop does")]
 pub enum Installed<'node> {
     Nothing,
-    Weir(Agent<'node>),
-    WeirFlowLog(Agent<'node>, TempDir),
+    Weir(Agent),
+    WeirFlowLog(Agent, TempDir),
     Peer(Peer<'node>),
 }
 
@@ -61,23 +54,19 @@ impl Side {
         rules: &[Rule],
         world: &World,
     ) -> Result<Installed<'node>> {
-        let (client, server) = match node.pods.as_slice() {
-            [client, server, ..] => (client, server),
-            _ => anyhow::bail!("a client and a server pod are needed"),
-        };
-        let namespace = &node.namespace;
+        let (client, server) = node.client_and_server()?;
         Ok(match self {
             Self::Nothing => Installed::Nothing,
-            Self::Weir => Installed::Weir(Agent::start(weir, namespace, world, &[])?),
+            Self::Weir => Installed::Weir(node.start_agent(weir, world, &[])?),
             Self::WeirFlowLog => {
                 let dir = TempDir::with_prefix("weir-bench-flows-")?;
                 let file = dir.path().join("flows.json");
                 let file = file.to_str().context("the temporary directory's name is not UTF-8")?;
-                let agent = Agent::start(weir, namespace, world, &["--flow-log", file])?;
+                let agent = node.start_agent(weir, world, &["--flow-log", file])?;
                 Installed::WeirFlowLog(agent, dir)
             }
             Self::Iptables => Installed::Peer(Peer::install(
-                namespace,
+                node,
                 &[
                     (&["ipset", "restore"], &rules::ipsets(client)),
                     (
@@ -92,7 +81,7 @@ impl Side {
                 ],
             )?),
             Self::Nftables => Installed::Peer(Peer::install(
-                namespace,
+                node,
                 &[(&["nft", "-f", "-"], &rules::nftables(rules, client, server))],
                 &[&["nft", "flush", "ruleset"]],
             )?),
@@ -102,22 +91,20 @@ impl Side {
 
 /// Rules of the kernel's own packet filters.
 pub struct Peer<'node> {
-    node: &'node Namespace,
+    node: &'node Node,
     remove: &'static [&'static [&'static str]],
 }
 
 impl<'node> Peer<'node> {
     fn install(
-        node: &'node Namespace,
+        node: &'node Node,
         feeds: &[(&[&str], &str)],
         remove: &'static [&'static [&'static str]],
     ) -> Result<Self> {
-        let _inside = node.enter()?;
         // Made first, so that what half an installation leaves is removed too.
         let peer = Self { node, remove };
         for (command, input) in feeds {
-            let [program, arguments @ ..] = command else { continue };
-            feed(program, arguments, input)?;
+            node.feed(command, input)?;
         }
         Ok(peer)
     }
@@ -125,29 +112,11 @@ impl<'node> Peer<'node> {
 
 impl Drop for Peer<'_> {
     fn drop(&mut self) {
-        let removed = self.node.enter().and_then(|_inside| {
-            // Connections are remembered in the kernel's table beyond the rules, and it must not fill up.
-            for command in self.remove.iter().copied().chain([["conntrack", "-F"].as_slice()]) {
-                let [program, arguments @ ..] = command else { continue };
-                quietly(program, arguments)?;
+        // Connections are remembered in the kernel's table beyond the rules, and it must not fill up.
+        for command in self.remove.iter().copied().chain([["conntrack", "-F"].as_slice()]) {
+            if let Err(error) = self.node.feed(command, "") {
+                eprintln!("bench: {error:#}");
             }
-            Ok(())
-        });
-        if let Err(error) = removed {
-            eprintln!("bench: {error:#}");
         }
     }
-}
-
-fn quietly(program: &str, arguments: &[&str]) -> Result<()> {
-    let output = Command::new(program)
-        .args(arguments)
-        .stdin(Stdio::null())
-        .output()
-        .with_context(|| format!("starting {program}"))?;
-    if !output.status.success() {
-        let complaint = String::from_utf8_lossy(&output.stderr);
-        anyhow::bail!("`{program} {}` failed: {}", arguments.join(" "), complaint.trim());
-    }
-    Ok(())
 }

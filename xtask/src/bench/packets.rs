@@ -1,0 +1,86 @@
+//! `packets`: nanoseconds per packet in the eBPF programs, as the kernel's BPF_PROG_TEST_RUN measures them.
+
+use anyhow::{Context as _, Result};
+use serde_json::json;
+use weir_tests::nanoseconds::{Nanoseconds, Rules, empty, measure};
+
+use crate::{
+    interrupt,
+    priority::Precedence,
+    report::{self, Table},
+};
+
+const RULES: [u32; 5] = [1, 100, 1_000, 10_000, 100_000];
+
+/// The limits hold where an empty program takes so long; elsewhere they are so many times longer or shorter.
+const REFERENCE_NS: f64 = 7.0;
+const ESTABLISHED_LIMIT_NS: f64 = 120.0;
+const NEW_LIMIT_NS: f64 = 450.0;
+/// The largest time as a multiple of the smallest, over all numbers of rules.
+const PODS_FLATNESS_LIMIT: f64 = 1.15;
+const CIDRS_FLATNESS_LIMIT: f64 = 1.5;
+
+type Row = (&'static str, fn(&Nanoseconds) -> f64);
+
+const ROWS: [Row; 4] = [
+    ("established, to the pod", |ns| ns.established),
+    ("established, from the pod", |ns| ns.established_from_pod),
+    ("new", |ns| ns.new),
+    ("denied", |ns| ns.denied),
+];
+
+pub fn run(quick: bool) -> Result<()> {
+    report::heading("packets", "nanoseconds per packet, by number of rules on the pod");
+    let repeat = if quick { 100_000 } else { 1_000_000 };
+    let _precedence = Precedence::take();
+    let empty = empty(repeat)?;
+    println!("  an empty program: {empty:.0} ns");
+    let mut figures = vec![json!({ "program": "empty", "ns": empty })];
+    let kinds: [(&str, fn(u32) -> Rules, f64); 2] = [
+        ("pods and ports", Rules::Pods, PODS_FLATNESS_LIMIT),
+        ("CIDRs and ports", Rules::Cidrs, CIDRS_FLATNESS_LIMIT),
+    ];
+    for (kind, rules, limit) in kinds {
+        let mut measured = Vec::new();
+        for count in RULES {
+            interrupt::check()?;
+            let ns = measure(rules(count), repeat).with_context(|| format!("{count} rules of {kind}"))?;
+            measured.push(ns);
+        }
+        println!("\n  rules of {kind}:");
+        let head = RULES.map(|count| count.to_string());
+        let mut table = Table::new(["packet".into()].into_iter().chain(head).chain([
+            "largest/smallest".into(),
+            String::new(),
+            String::new(),
+        ]));
+        for (name, of) in ROWS {
+            let times: Vec<f64> = measured.iter().map(of).collect();
+            let largest = report::quantile(&times, 1.0).unwrap_or(f64::NAN);
+            let smallest = report::quantile(&times, 0.0).unwrap_or(f64::NAN);
+            let ratio = largest / smallest;
+            let flat = format!("≤ {limit}: {}", report::at_most(ratio, limit));
+            table.row(
+                [name.to_owned()]
+                    .into_iter()
+                    .chain(times.iter().map(|ns| format!("{ns:.0}")))
+                    .chain([format!("{ratio:.2}"), flat, absolute(name, largest, empty)]),
+            );
+            figures.push(json!({ "rules": kind, "packet": name, "counts": RULES, "ns": times, "ratio": ratio }));
+        }
+        table.print();
+    }
+    report::json_line("packets", json!(figures));
+    Ok(())
+}
+
+/// The largest time beside what is asked of it on a machine like this one.
+fn absolute(name: &str, largest: f64, empty: f64) -> String {
+    let limit = match name {
+        "new" => NEW_LIMIT_NS,
+        name if name.starts_with("established") => ESTABLISHED_LIMIT_NS,
+        _ => return String::new(),
+    };
+    let limit = limit * empty / REFERENCE_NS;
+    format!("≤ {limit:.0} ns: {}", report::at_most(largest, limit))
+}

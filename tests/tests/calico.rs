@@ -1,7 +1,7 @@
 //! Calico's policies on real packets, beyond the reachability cases: what the EKS guides show, and auditing.
 
 use anyhow::{Result, ensure};
-use weir::flow::json;
+use weir::{control::query::Dump, flow::json};
 use weir_tests::{
     lab::{Family, agent::AgentOptions, probe::Protocol, probe::Verdict},
     world::{ENFORCED, Plan, World},
@@ -177,6 +177,72 @@ fn an_auditing_agent_reports_and_drops_nothing() -> Result<()> {
         world.enforced()?;
         expect(world, &[("x/web", "x/batch", Protocol::Tcp, 80, Verdict::Deny)])?;
         ensure!(!world.status("node-1")?.audit, "status says that it only audits");
+        Ok(())
+    })
+}
+
+const COUNTED: &str = "apiVersion: projectcalico.org/v3
+kind: Tier
+metadata: {name: first}
+spec: {order: 1}
+---
+apiVersion: projectcalico.org/v3
+kind: GlobalNetworkPolicy
+metadata: {name: counted}
+spec:
+  tier: first
+  selector: pod == 'web'
+  types: [Ingress]
+  ingress:
+  - {action: Log, protocol: TCP}
+  - {action: Pass, protocol: TCP, destination: {ports: [80]}}
+  - {action: Allow, protocol: UDP}
+  - {action: Deny, protocol: SCTP, source: {nets: [203.0.113.0/24]}}
+";
+
+/// Rule and hits of a policy, as `weir status --rules` has them; the end of its tier has no rule.
+fn hits(world: &mut World) -> Result<Vec<(Option<u64>, u64)>> {
+    let output = world.agent("node-1")?.verb(["status", "--rules", "-o", "json"])?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let dump: Dump = serde_json::from_slice(&output.stdout)?;
+    let counted = dump.rows.iter().filter(|row| row["policy"] == "counted");
+    Ok(counted
+        .map(|row| (row["rule"].as_u64(), row["hits"].as_u64().unwrap_or_default()))
+        .collect())
+}
+
+/// Rules are counted, Log and Pass too, and those never hit are listed; a changed policy forgets nothing.
+#[test]
+fn rules_are_counted() -> Result<()> {
+    World::new(&plan())?.check(|world| {
+        world.policy("counted", COUNTED)?;
+        ensure!(
+            hits(world)? == [0, 1, 2, 3].map(|rule| (Some(rule), 0)),
+            "{:?}",
+            hits(world)?
+        );
+        let ask = |world: &mut World, protocol, port| world.verdict("x/batch", "x/web", Family::V4, protocol, port);
+        ensure!(ask(world, Protocol::Tcp, 80)? == Verdict::Allow);
+        ensure!(ask(world, Protocol::Tcp, 80)? == Verdict::Allow);
+        ensure!(ask(world, Protocol::Udp, 81)? == Verdict::Allow);
+        let first = [(Some(0), 2), (Some(1), 2), (Some(2), 1), (Some(3), 0)];
+        ensure!(hits(world)? == first, "{:?}", hits(world)?);
+        // Other decisions, other counters in the kernel.
+        world.policy("counted", &COUNTED.replace("203.0.113.0/24", "203.0.112.0/24"))?;
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        ensure!(hits(world)? == first, "after a change: {:?}", hits(world)?);
+        ensure!(ask(world, Protocol::Udp, 80)? == Verdict::Allow);
+        ensure!(ask(world, Protocol::Tcp, 81)? == Verdict::Deny);
+        let now = hits(world)?;
+        // A denied connection is tried several times.
+        ensure!(
+            now[0].1 > 2 && now[1..4] == [(Some(1), 2), (Some(2), 2), (Some(3), 0)],
+            "{now:?}"
+        );
+        ensure!(
+            now.len() == 5 && now[4].0.is_none() && now[4].1 == now[0].1 - 2,
+            "{now:?}"
+        );
         Ok(())
     })
 }

@@ -5,6 +5,7 @@
 //! | `agent` | what the loop holds, and what it does with each thing that happens |
 //! | `endpoints` | local pods on their way to an enforced interface |
 //! | `removals` | what plans want removed, kept for the grace period |
+//! | `hits` | how often each rule was hit |
 //! | `wait` | who waits until everything is enforced |
 //! | `status`, `dump`, `explain` | the answers to questions about the whole |
 //! | `options` | what `weir agent` was told |
@@ -14,6 +15,7 @@ mod agent;
 mod dump;
 mod endpoints;
 pub mod explain;
+mod hits;
 pub mod options;
 pub mod query;
 mod removals;

@@ -76,10 +76,22 @@ pub fn ended(flow: &Flow, entry: *const CtEntry, reason: Reason) {
     send(flow, &event);
 }
 
-/// A packet was denied: the first one of its flow is told, the others are counted.
+/// True where a packet of this flow was denied not long ago: at the least, if the flow was cut.
+#[inline(never)]
+pub fn was_denied(flow: &Flow) -> bool {
+    match DENIALS.get_ptr(&flow.key) {
+        // SAFETY: a live map element; one word. (If it is recycled meanwhile, another denial is as old.)
+        Some(known) => unsafe { flow.now < kernel::read(&raw const (*known).last) + DENIAL_LIFETIME },
+        None => false,
+    }
+}
+
+/// A packet was denied: the first one of its flow is told, the others are counted. That a flow was cut is remembered
+/// also where nobody reads events ([`was_denied`]).
 #[inline(never)]
 pub fn denied(scratch: &mut Scratch, epoch: u32, reason: Reason) {
-    if !wanted() {
+    let wanted = wanted();
+    if !wanted && !matches!(reason, Reason::PolicyCut) {
         return;
     }
     let Scratch { flow, denial, .. } = scratch;
@@ -113,6 +125,9 @@ pub fn denied(scratch: &mut Scratch, epoch: u32, reason: Reason) {
     denial.pad = 0;
     // Without an entry the flow's next packet is told as well: too much rather than too little.
     let _ = DENIALS.insert(&flow.key, &*denial, 0);
+    if !wanted {
+        return;
+    }
     send(
         flow,
         &Parts {

@@ -45,7 +45,7 @@ pub unsafe fn read<T: Copy>(value: *const T) -> T {
 /// Both must point to live memory of `T`, which is aligned to eight, without padding, and not overlapping.
 #[inline(always)]
 pub unsafe fn copy<T>(from: *const T, to: *mut T) {
-    const { assert!(size_of::<T>() % 8 == 0 && align_of::<T>() == 8) };
+    const { assert!(size_of::<T>().is_multiple_of(8) && align_of::<T>() == 8) };
     let mut i = 0;
     while i < size_of::<T>() / 8 {
         // SAFETY: the caller's promise.
@@ -60,7 +60,7 @@ pub unsafe fn copy<T>(from: *const T, to: *mut T) {
 /// As [`copy`], with an alignment of four.
 #[inline(always)]
 pub unsafe fn copy_words<T>(from: *const T, to: *mut T) {
-    const { assert!(size_of::<T>() % 4 == 0 && align_of::<T>() >= 4) };
+    const { assert!(size_of::<T>().is_multiple_of(4) && align_of::<T>() >= 4) };
     let mut i = 0;
     while i < size_of::<T>() / 4 {
         // SAFETY: the caller's promise.

@@ -90,10 +90,11 @@ pub fn open(endpoint: &mut Endpoint, scratch: &mut Scratch) -> Reason {
             flow.decision = ruling.decision;
             adopted = flow.is_midflow() && flow.now < scratch.open.view.adopt_until;
         }
-        if ruling.decision.allows() || !adopted || !first {
+        // Who opened a connection that is older than this interface's programs is not known: either side will do.
+        // But one that was cut is not older, and its next packet must not bring it back to life from the other side.
+        if ruling.decision.allows() || !adopted || !first || event::was_denied(flow) {
             break;
         }
-        // Who opened a connection that is older than this interface's programs is not known: either side will do.
         first = false;
         opener = opener.reverse();
     }

@@ -43,8 +43,8 @@ pub fn run<P: Packet>(packet: P, direction: Direction) -> i32 {
     flow.from_pod = matches!(direction, Direction::Egress);
     flow.from_node = packet.ingress_ifindex() == 0;
     flow.key.endpoint_protocol = endpoint.id() << 8;
-    let reason = judge(packet, start, &mut endpoint, scratch);
-    verdict::exit(reason, &endpoint, scratch)
+    scratch.reason = judge(packet, start, &mut endpoint, scratch);
+    verdict::exit(&endpoint, scratch)
 }
 
 #[inline(always)]

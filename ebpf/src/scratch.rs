@@ -1,7 +1,7 @@
 //! Working memory: the stack's 512 bytes are not enough.
 
 use aya_ebpf::{macros::map, maps::PerCpuArray};
-use weir_common::{Direction, conntrack::CtEntry, event::DenialEntry, policy::Row};
+use weir_common::{Direction, conntrack::CtEntry, event::DenialEntry, policy::Row, reason::Reason};
 
 use crate::{
     conntrack::Place,
@@ -16,8 +16,10 @@ use crate::{
 /// A program that keeps its variables here is also quicker to verify: the verifier does not tell one value from
 /// another in a map, so it does not walk the same code once for each.
 #[repr(C)]
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy)]
 pub struct Scratch {
+    /// What becomes of the packet, on its way to the exit.
+    pub reason: Reason,
     pub flow: Flow,
     pub network: Network,
     pub header: Transport,

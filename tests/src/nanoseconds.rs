@@ -63,7 +63,9 @@ pub fn measure(rules: Rules, repeat: u32) -> Result<Nanoseconds> {
         Rules::Pods(count) | Rules::Cidrs(count) => count.max(1),
     };
     let mut programs = Programs::load(Sizes {
+        // As large as in earnest: what does not fit into a cache is part of the price of a new flow.
         connections: 262_144,
+        unconfirmed: 65_536,
         policy: count * 2 + 16,
     })?;
     let peer = fill(&mut programs, rules, count)?;

@@ -131,6 +131,7 @@ impl fmt::Debug for Counters {
 #[derive(Clone, Copy, Debug)]
 pub struct Sizes {
     pub connections: u32,
+    pub unconfirmed: u32,
     pub policy: u32,
 }
 
@@ -138,6 +139,7 @@ impl Default for Sizes {
     fn default() -> Self {
         Self {
             connections: 1024,
+            unconfirmed: 1024,
             policy: 1024,
         }
     }
@@ -152,7 +154,7 @@ impl Programs {
         let mut loader = EbpfLoader::new();
         for (name, entries) in [
             (map::CONNECTIONS, sizes.connections),
-            (map::UNCONFIRMED, sizes.connections),
+            (map::UNCONFIRMED, sizes.unconfirmed),
             (map::FRAGMENTS, 256),
             (map::DENIALS, 1024),
             (map::ENDPOINTS, 64),

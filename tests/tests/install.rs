@@ -60,7 +60,17 @@ fn running_connections_are_adopted(attach: Attach, second: &'static str) -> Resu
             ensure!(connection.retransmitted()? == 0, "a running connection lost packets");
         }
         for traffic in traffic {
-            traffic.stop(world)?.unharmed()?;
+            let report = traffic.stop(world)?;
+            ensure!(
+                !report.broken && report.retransmitted == 0,
+                "a running connection was harmed: {report:?}"
+            );
+            // A question that passed before the programs were there, and whose answer came after: nothing tells that
+            // answer from a flow that the server opens, which policy forbids. One of each kind can be on its way.
+            ensure!(
+                report.lost <= 1 && report.refused <= 1,
+                "more than what was on its way was lost: {report:?}"
+            );
         }
         for connection in &mut forbidden {
             ensure!(

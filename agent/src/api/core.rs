@@ -28,7 +28,7 @@ fn outcome(object: Result<Object, Reported>) -> Outcome {
 }
 
 impl Context<'_> {
-    fn own_labels(&mut self) -> Result<BTreeMap<String, String>, Reported> {
+    pub(super) fn own_labels(&mut self) -> Result<BTreeMap<String, String>, Reported> {
         let root = self.root;
         match root.get("metadata") {
             Some(metadata) => labels::of_metadata(&metadata, self.report),
@@ -93,7 +93,7 @@ fn node_addresses(root: &At<'_>, report: &mut Report) -> Result<Vec<IpAddr>, Rep
     Ok(tidy(out))
 }
 
-fn address(at: &At<'_>, report: &mut Report) -> Result<IpAddr, Reported> {
+pub(super) fn address(at: &At<'_>, report: &mut Report) -> Result<IpAddr, Reported> {
     let text = at.string(report)?;
     text.parse::<IpAddr>()
         .map(|address| address.to_canonical())

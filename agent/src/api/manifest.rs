@@ -1,11 +1,15 @@
 //! Objects -> manifests, for those kinds whose object holds everything that matters.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Value, json};
 
 use super::{
     core::ALLOWED_SOURCES,
-    object::{Object, Pod, PodPhase},
+    object::{Object, Pod, PodPhase, TransportPort},
+    service::SERVICE_NAME,
 };
+use crate::policy::model::{Order, TierDefault};
 
 /// The manifest of an object of these kinds: parsing it gives the object again.
 pub fn manifest(object: &Object) -> Option<Value> {
@@ -31,8 +35,59 @@ pub fn manifest(object: &Object) -> Option<Value> {
             "metadata": {"namespace": *account.namespace, "name": *account.name, "labels": *account.labels},
         }),
         Object::Pod(pod) => pod_manifest(pod),
-        Object::Policy(_) => return None,
+        Object::Tier(tier) => json!({
+            "apiVersion": "projectcalico.org/v3", "kind": "Tier",
+            "metadata": {"name": *tier.name},
+            "spec": {
+                "order": (tier.order != Order::LAST).then_some(tier.order.0),
+                "defaultAction": match tier.default_action {
+                    TierDefault::Deny => "Deny",
+                    TierDefault::Pass => "Pass",
+                },
+            },
+        }),
+        Object::NetworkSet(set) => {
+            let kind = if set.namespace.is_some() {
+                "NetworkSet"
+            } else {
+                "GlobalNetworkSet"
+            };
+            json!({
+                "apiVersion": "projectcalico.org/v3", "kind": kind,
+                "metadata": {"namespace": set.namespace.as_deref(), "name": *set.name, "labels": *set.labels},
+                "spec": {"nets": set.nets},
+            })
+        }
+        Object::Service(service) => json!({
+            "apiVersion": "v1", "kind": "Service",
+            "metadata": {"namespace": *service.namespace, "name": *service.name},
+            "spec": {"externalIPs": service.addresses, "ports": ports(&service.ports)},
+        }),
+        Object::EndpointSlice(slice) => {
+            let labels: BTreeMap<&str, &str> = slice.service.iter().map(|name| (SERVICE_NAME, &**name)).collect();
+            json!({
+                "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+                "metadata": {"namespace": *slice.namespace, "name": *slice.name, "labels": labels},
+                "endpoints": [{"addresses": slice.addresses}], "ports": ports(&slice.ports),
+            })
+        }
+        Object::Policy(_) | Object::ServicePolicy(_) => return None,
     })
+}
+
+fn ports(ports: &[TransportPort]) -> Vec<Value> {
+    ports
+        .iter()
+        .map(|port| json!({"protocol": protocol_name(port.protocol), "port": port.port}))
+        .collect()
+}
+
+fn protocol_name(protocol: u8) -> &'static str {
+    match protocol {
+        17 => "UDP",
+        132 => "SCTP",
+        _ => "TCP",
+    }
 }
 
 fn pod_manifest(pod: &Pod) -> Value {
@@ -40,11 +95,7 @@ fn pod_manifest(pod: &Pod) -> Value {
         .named_ports
         .iter()
         .map(|port| {
-            let protocol = match port.protocol {
-                17 => "UDP",
-                132 => "SCTP",
-                _ => "TCP",
-            };
+            let protocol = protocol_name(port.protocol);
             json!({"name": *port.name, "protocol": protocol, "containerPort": port.port})
         })
         .collect();

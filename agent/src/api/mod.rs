@@ -13,10 +13,13 @@
 //! | `manifest` | objects -> manifests |
 //! | `core` | Node, Namespace, Pod, ServiceAccount |
 //! | `network_policy` | networking.k8s.io/v1 NetworkPolicy |
+//! | `calico` | Calico's policies, tiers and network sets |
+//! | `service` | Service and EndpointSlice |
 //! | `yaml` | the text of a manifest file -> objects |
 //! | `check` | all of it for files named by a user |
 
 mod at;
+pub mod calico;
 mod check;
 mod core;
 mod intern;
@@ -28,6 +31,7 @@ mod parse;
 mod problem;
 mod registry;
 mod schema;
+mod service;
 #[cfg(test)]
 mod tests;
 mod yaml;
@@ -35,7 +39,10 @@ mod yaml;
 pub use self::{
     check::check,
     manifest::manifest,
-    object::{Namespace, Node, Object, ObjectKey, ObjectKind, Pod, PodPhase, ServiceAccount, Workload},
+    object::{
+        EndpointSlice, Namespace, NetworkSet, Node, Object, ObjectKey, ObjectKind, Pod, PodPhase, Service,
+        ServiceAccount, ServicePolicy, ServiceRule, TransportPort, Workload,
+    },
     parse::{Outcome, Parsed, Parser, Unknown},
     problem::{Problem, Severity},
     yaml::{Document, YamlError, objects},

@@ -23,6 +23,11 @@ use crate::policy::{
 const ORDER: Order = Order(1_000.0);
 
 pub(super) fn parse(cx: &mut Context<'_>) -> Outcome {
+    parse_as(cx, PolicyKind::KubernetesNetworkPolicy)
+}
+
+/// The same text as an object of another kind: Calico's StagedKubernetesNetworkPolicy is never enforced.
+pub(super) fn parse_as(cx: &mut Context<'_>, kind: PolicyKind) -> Outcome {
     let root = cx.root;
     let empty = serde_json::Value::Object(serde_json::Map::new());
     let report = &mut *cx.report;
@@ -60,7 +65,7 @@ pub(super) fn parse(cx: &mut Context<'_>) -> Outcome {
     }
     let object = Object::Policy(Arc::new(Policy {
         key: PolicyKey {
-            kind: PolicyKind::KubernetesNetworkPolicy,
+            kind,
             namespace: Some(cx.namespace.clone()),
             name: cx.name.clone(),
         },
@@ -69,7 +74,7 @@ pub(super) fn parse(cx: &mut Context<'_>) -> Outcome {
         subject,
         ingress: for_ingress.then_some(ingress),
         egress: for_egress.then_some(egress),
-        staged: false,
+        staged: kind == PolicyKind::StagedKubernetesNetworkPolicy,
     }));
     if partial {
         Outcome::Partial(object)

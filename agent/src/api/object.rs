@@ -4,8 +4,10 @@ use std::{fmt, net::IpAddr, sync::Arc};
 
 use ipnet::IpNet;
 
+use weir_common::Direction;
+
 use crate::policy::{
-    model::{NamedPort, Policy, PolicyKind},
+    model::{NamedPort, Policy, PolicyKind, Rule, Tier},
     selector::Labels,
 };
 
@@ -17,6 +19,11 @@ pub enum ObjectKind {
     Pod,
     ServiceAccount,
     Policy(PolicyKind),
+    Tier,
+    NetworkSet,
+    GlobalNetworkSet,
+    Service,
+    EndpointSlice,
 }
 
 impl ObjectKind {
@@ -28,6 +35,11 @@ impl ObjectKind {
             Self::Namespace => "Namespace",
             Self::Pod => "Pod",
             Self::ServiceAccount => "ServiceAccount",
+            Self::Tier => "Tier",
+            Self::NetworkSet => "NetworkSet",
+            Self::GlobalNetworkSet => "GlobalNetworkSet",
+            Self::Service => "Service",
+            Self::EndpointSlice => "EndpointSlice",
             Self::Policy(PolicyKind::KubernetesNetworkPolicy) => "NetworkPolicy",
             Self::Policy(PolicyKind::NetworkPolicy) => "Calico NetworkPolicy",
             Self::Policy(kind) => kind.name(),
@@ -61,6 +73,12 @@ pub enum Object {
     Pod(Arc<Pod>),
     ServiceAccount(Arc<ServiceAccount>),
     Policy(Arc<Policy>),
+    /// A policy of which some rules depend on Services.
+    ServicePolicy(Arc<ServicePolicy>),
+    Tier(Arc<Tier>),
+    NetworkSet(Arc<NetworkSet>),
+    Service(Arc<Service>),
+    EndpointSlice(Arc<EndpointSlice>),
 }
 
 impl Object {
@@ -75,11 +93,18 @@ impl Object {
                 Some(account.namespace.clone()),
                 &account.name,
             ),
-            Self::Policy(policy) => (
-                ObjectKind::Policy(policy.key.kind),
-                policy.key.namespace.clone(),
-                &policy.key.name,
-            ),
+            Self::Policy(policy) => policy_key(policy),
+            Self::ServicePolicy(object) => policy_key(&object.policy),
+            Self::Tier(tier) => (ObjectKind::Tier, None, &tier.name),
+            Self::NetworkSet(set) => {
+                let kind = match set.namespace {
+                    Some(_) => ObjectKind::NetworkSet,
+                    None => ObjectKind::GlobalNetworkSet,
+                };
+                (kind, set.namespace.clone(), &set.name)
+            }
+            Self::Service(service) => (ObjectKind::Service, Some(service.namespace.clone()), &service.name),
+            Self::EndpointSlice(slice) => (ObjectKind::EndpointSlice, Some(slice.namespace.clone()), &slice.name),
         };
         ObjectKey {
             kind,
@@ -87,6 +112,75 @@ impl Object {
             name: name.clone(),
         }
     }
+}
+
+fn policy_key(policy: &Policy) -> (ObjectKind, Option<Arc<str>>, &Arc<str>) {
+    let key = &policy.key;
+    (ObjectKind::Policy(key.kind), key.namespace.clone(), &key.name)
+}
+
+/// A policy with rules whose peers are the endpoints of Services.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ServicePolicy {
+    /// The policy as it is while none of the Services is known: those rules match nothing.
+    pub policy: Policy,
+    pub services: Vec<ServiceRule>,
+}
+
+/// A rule whose peers are the endpoints of a Service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServiceRule {
+    pub direction: Direction,
+    /// Its place in the policy's list of that direction.
+    pub position: usize,
+    /// The Service's namespace.
+    pub namespace: Arc<str>,
+    /// The Service's name.
+    pub name: Arc<str>,
+    /// Everything else that it asks for. Ingress: the source is one of the endpoints' addresses. Egress: the
+    /// destination is one of them, and the port one of theirs.
+    pub rule: Rule,
+}
+
+/// Named CIDRs with labels: Calico's NetworkSet, or GlobalNetworkSet (without a namespace).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NetworkSet {
+    pub namespace: Option<Arc<str>>,
+    pub name: Arc<str>,
+    pub labels: Labels,
+    /// Sorted; without host bits.
+    pub nets: Vec<IpNet>,
+}
+
+/// A port of a protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct TransportPort {
+    pub protocol: u8,
+    pub port: u16,
+}
+
+/// What traffic to a Service is addressed to before it is translated.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Service {
+    pub namespace: Arc<str>,
+    pub name: Arc<str>,
+    /// spec.clusterIPs, spec.externalIPs and status.loadBalancer. Sorted.
+    pub addresses: Vec<IpAddr>,
+    /// Sorted.
+    pub ports: Vec<TransportPort>,
+}
+
+/// Endpoints of a Service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EndpointSlice {
+    pub namespace: Arc<str>,
+    pub name: Arc<str>,
+    /// Label `kubernetes.io/service-name`.
+    pub service: Option<Arc<str>>,
+    /// Of all endpoints, ready or not. Sorted.
+    pub addresses: Vec<IpAddr>,
+    /// Those that have a number. Sorted.
+    pub ports: Vec<TransportPort>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

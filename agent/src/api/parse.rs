@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use super::{
     at::{At, Report, Reported, quoted},
+    calico,
     intern::Interner,
     labels::is_subdomain,
     object::{Object, ObjectKey},
@@ -212,7 +213,8 @@ impl Parser {
         }
         if matches!(
             parsed.outcome,
-            Outcome::Valid(Object::Policy(_)) | Outcome::Partial(Object::Policy(_))
+            Outcome::Valid(Object::Policy(_) | Object::ServicePolicy(_))
+                | Outcome::Partial(Object::Policy(_) | Object::ServicePolicy(_))
         ) {
             parsed.manifest = Some(essence(value, &kind.api_version(), kind.kind).into());
         }
@@ -245,7 +247,8 @@ impl Parser {
             },
             _ => "default",
         };
-        Ok((self.interner.string(namespace), self.interner.string(name)))
+        let name = (kind.name)(root, name);
+        Ok((self.interner.string(namespace), self.interner.string(&name)))
     }
 }
 
@@ -267,6 +270,12 @@ fn essence(value: &Value, api_version: &str, kind: &str) -> String {
         if let Some(member) = value.get("metadata").and_then(|metadata| metadata.get(key)) {
             metadata.insert(key.to_owned(), member.clone());
         }
+    }
+    let kept = value
+        .get("metadata")
+        .and_then(|metadata| metadata.get("annotations")?.get(calico::METADATA));
+    if let Some(kept) = kept {
+        metadata.insert("annotations".to_owned(), serde_json::json!({ calico::METADATA: kept }));
     }
     serde_json::json!({
         "apiVersion": api_version,

@@ -1,16 +1,19 @@
 //! Which kinds are understood, and by which parser.
 
 use k8s_openapi::api::{
-    core::v1::{Namespace, Node, Pod, ServiceAccount},
+    core::v1::{Namespace, Node, Pod, Service, ServiceAccount},
+    discovery::v1::EndpointSlice,
     networking::v1::NetworkPolicy,
 };
 use serde_json::Value;
 
 use super::{
-    core, network_policy,
+    at::At,
+    calico, core, network_policy,
     object::ObjectKind,
     parse::{Context, Outcome},
     schema::{Misfits, misfits},
+    service,
 };
 use crate::policy::model::PolicyKind;
 
@@ -22,6 +25,8 @@ pub(super) struct Kind {
     pub(super) kind: &'static str,
     pub(super) object: ObjectKind,
     pub(super) namespaced: bool,
+    /// The name by which the object is known, given its text and the name in its metadata.
+    pub(super) name: fn(&At<'_>, &str) -> String,
     /// Makes the object, given its identity.
     pub(super) parse: fn(&mut Context<'_>) -> Outcome,
     pub(super) schema: fn(&Value) -> Misfits,
@@ -34,6 +39,7 @@ static KINDS: &[Kind] = &[
         kind: "Node",
         object: ObjectKind::Node,
         namespaced: false,
+        name: as_written,
         parse: core::node,
         schema: misfits::<Node>,
     },
@@ -43,6 +49,7 @@ static KINDS: &[Kind] = &[
         kind: "Namespace",
         object: ObjectKind::Namespace,
         namespaced: false,
+        name: as_written,
         parse: core::namespace,
         schema: misfits::<Namespace>,
     },
@@ -52,6 +59,7 @@ static KINDS: &[Kind] = &[
         kind: "Pod",
         object: ObjectKind::Pod,
         namespaced: true,
+        name: as_written,
         parse: core::pod,
         schema: misfits::<Pod>,
     },
@@ -61,8 +69,29 @@ static KINDS: &[Kind] = &[
         kind: "ServiceAccount",
         object: ObjectKind::ServiceAccount,
         namespaced: true,
+        name: as_written,
         parse: core::service_account,
         schema: misfits::<ServiceAccount>,
+    },
+    Kind {
+        group: "",
+        versions: &["v1"],
+        kind: "Service",
+        object: ObjectKind::Service,
+        namespaced: true,
+        name: as_written,
+        parse: service::service,
+        schema: misfits::<Service>,
+    },
+    Kind {
+        group: "discovery.k8s.io",
+        versions: &["v1"],
+        kind: "EndpointSlice",
+        object: ObjectKind::EndpointSlice,
+        namespaced: true,
+        name: as_written,
+        parse: service::endpoint_slice,
+        schema: misfits::<EndpointSlice>,
     },
     Kind {
         group: "networking.k8s.io",
@@ -70,6 +99,7 @@ static KINDS: &[Kind] = &[
         kind: "NetworkPolicy",
         object: ObjectKind::Policy(PolicyKind::KubernetesNetworkPolicy),
         namespaced: true,
+        name: as_written,
         parse: network_policy::parse,
         schema: misfits::<NetworkPolicy>,
     },
@@ -81,12 +111,21 @@ pub(super) fn group_version(api_version: &str) -> (&str, &str) {
 }
 
 pub(super) fn find(group: &str, kind: &str) -> Option<&'static Kind> {
-    KINDS.iter().find(|known| known.group == group && known.kind == kind)
+    all().find(|known| known.group == group && known.kind == kind)
+}
+
+fn all() -> impl Iterator<Item = &'static Kind> {
+    KINDS.iter().chain(&calico::SERVED).chain(&calico::STORED)
+}
+
+/// Most objects are known by the name in their metadata.
+pub(super) fn as_written(_: &At<'_>, name: &str) -> String {
+    name.to_owned()
 }
 
 /// The kind that the author may have meant: the same word in another case or group.
 pub(super) fn similar(kind: &str) -> Option<&'static Kind> {
-    KINDS.iter().find(|known| known.kind.eq_ignore_ascii_case(kind))
+    all().find(|known| known.kind.eq_ignore_ascii_case(kind))
 }
 
 impl Kind {

@@ -50,9 +50,14 @@ impl Check {
             warnings,
             problems,
         };
-        output::print(self.output.output, &report, |out| {
+        let printed = output::print(self.output.output, &report, |out| {
             output::problems(&report.problems, out)
-        })?;
+        });
+        match printed {
+            // Whoever has read enough of it still wants to know how it ends.
+            Err(error) if error.is_silent() && !report.valid => return Err(CliError::Told(1)),
+            printed => printed?,
+        }
         if self.output.output == Format::Text {
             // To standard error: the problems are what is piped on.
             let mut stderr = anstream::stderr().lock();

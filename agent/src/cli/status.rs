@@ -97,9 +97,12 @@ impl Status {
 fn wait_text(report: &WaitReport, out: &mut dyn Write) -> io::Result<()> {
     if report.enforced {
         writeln!(out, "{GREEN}enforced{GREEN:#}")?;
-    } else {
+    } else if report.problems.is_empty() {
         let reason = report.reason.as_deref().unwrap_or("no reason given");
         writeln!(out, "{RED}not enforced:{RED:#} {reason}")?;
+    } else {
+        // The reason is one of these.
+        writeln!(out, "{RED}not enforced:{RED:#} the source has errors")?;
     }
     output::problems(&report.problems, out)
 }

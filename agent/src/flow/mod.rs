@@ -5,7 +5,7 @@
 //! | `directory` | who an address, an endpoint or a trace is |
 //! | `clock` | the kernel's clock and the wall's |
 //! | `record` | a flow at one moment: event or table entry, with names |
-//! | `json` | the shape of a record on the outside; `render` makes it, `text` shows it to people |
+//! | `json` | the shape of a record on the outside; `render` makes it, `text` shows it to people, `encode` is `render` in haste |
 //! | `filter` | which records a reader wants |
 //! | `report` | when to speak of a flow that lasts, timed out, or is denied again |
 //! | `hub` | recent records, readers at the socket; `sink` and `rotate`: the flow log |
@@ -13,6 +13,7 @@
 
 pub mod clock;
 pub mod directory;
+pub mod encode;
 pub mod filter;
 pub mod hub;
 pub mod json;

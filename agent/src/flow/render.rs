@@ -143,7 +143,7 @@ impl FlowRecord {
     }
 
     /// As Hubble words it.
-    fn summary(&self) -> Cow<'static, str> {
+    pub(super) fn summary(&self) -> Cow<'static, str> {
         match self.protocol {
             IPPROTO_TCP => {
                 let names: Vec<&str> = json::TcpFlags::from_bits(self.tcp_flags).names().collect();
@@ -212,7 +212,8 @@ fn attribution(policy: &PolicyKey) -> json::Policy<'_> {
     }
 }
 
-fn endpoint(end: &End) -> json::Endpoint<'_> {
+/// An end as `flow.Endpoint`.
+pub(super) fn endpoint(end: &End) -> json::Endpoint<'_> {
     let reserved = |identity, label| json::Endpoint {
         id: end.endpoint,
         identity: Some(identity),

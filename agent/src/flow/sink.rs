@@ -17,6 +17,7 @@ use jiff::Timestamp;
 use tracing::{error, info};
 
 use super::{
+    encode::Encoder,
     hub::Item,
     json::{LossSource, LostEvent},
     rotate::RotatingFile,
@@ -96,6 +97,7 @@ impl Sink {
             node: node.clone(),
             shared: shared.clone(),
             buffer: Vec::with_capacity(CHUNK),
+            encoder: Encoder::default(),
             buffered: 0,
             buffered_losses: 0,
         };
@@ -166,6 +168,7 @@ struct Writer {
     node: Arc<str>,
     shared: Arc<Shared>,
     buffer: Vec<u8>,
+    encoder: Encoder,
     /// Records in `buffer`.
     buffered: u64,
     /// Losses that a line in `buffer` tells of.
@@ -193,7 +196,10 @@ impl Writer {
 
     fn push(&mut self, item: &Item) {
         let before = self.buffer.len();
-        item.write_line(&self.node, &mut self.buffer);
+        match item {
+            Item::Record(record) => self.encoder.line(record, &mut self.buffer),
+            lost @ Item::Lost { .. } => lost.write_line(&self.node, &mut self.buffer),
+        }
         if let Output::File(file) = &self.output
             && !file.fits(self.buffer.len() as u64)
             && (before > 0 || !file.is_empty())
@@ -334,6 +340,7 @@ mod tests {
             node,
             shared: Arc::new(Shared::default()),
             buffer: Vec::new(),
+            encoder: Encoder::default(),
             buffered: 0,
             buffered_losses: 0,
         };

@@ -105,7 +105,7 @@ impl Asked {
 
     /// Fields and port names asked for.
     #[must_use]
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.fields.len() + self.ports.len()
     }
 }

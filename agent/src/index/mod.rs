@@ -5,12 +5,16 @@
 //! | `pods` | pods: peers, local pods |
 //! | `nodes` | nodes: peers too |
 //! | `claims` | whose an address is, of those that claim it |
+//! | `sets` | tiers and network sets |
+//! | `services` | Services, their endpoints, and the policies with rules about them |
 //! | `output` | what follows from one event |
 
 mod claims;
 mod nodes;
 mod output;
 mod pods;
+mod services;
+mod sets;
 #[cfg(test)]
 mod tests;
 
@@ -25,12 +29,14 @@ use self::{
     claims::Claims,
     nodes::node_key,
     pods::{KnownPod, pod_key},
+    services::Services,
+    sets::set_key,
 };
 use crate::{
-    api::{Namespace, Node, Object, ObjectKey, ObjectKind, Pod, ServiceAccount},
+    api::{Namespace, NetworkSet, Node, Object, ObjectKey, ObjectKind, Pod, ServiceAccount},
     policy::{
-        change::Change,
-        model::{Policy, PolicyKey},
+        change::{Change, PeerKey},
+        model::{Policy, PolicyKey, Tier},
         selector::Labels,
     },
     source::SourceEvent,
@@ -59,6 +65,9 @@ pub struct Index {
     accounts: HashMap<Scoped, Arc<ServiceAccount>>,
     pods: HashMap<Scoped, KnownPod>,
     policies: HashMap<PolicyKey, Arc<Policy>>,
+    tiers: HashMap<Arc<str>, Arc<Tier>>,
+    sets: HashMap<PeerKey, Arc<NetworkSet>>,
+    services: Services,
     claims: Claims,
     arrivals: u64,
 }
@@ -75,6 +84,9 @@ impl Index {
             accounts: HashMap::new(),
             pods: HashMap::new(),
             policies: HashMap::new(),
+            tiers: HashMap::new(),
+            sets: HashMap::new(),
+            services: Services::default(),
             claims: Claims::default(),
             arrivals: 0,
         }
@@ -119,6 +131,8 @@ impl Index {
             .iter()
             .map(|(key, policy)| Change::Policy(key.clone(), Some(policy.clone())));
         namespaces
+            .chain(self.tier_changes())
+            .chain(self.set_changes())
             .chain(accounts)
             .chain(nodes)
             .chain(pods)
@@ -169,7 +183,15 @@ impl Index {
             Object::Namespace(namespace) => self.put_namespace(namespace, out),
             Object::Pod(pod) => self.put_pod(pod, out),
             Object::ServiceAccount(account) => self.put_account(account, out),
-            Object::Policy(policy) => self.put_policy(policy, out),
+            Object::Policy(policy) => {
+                self.services.forget(&policy.key);
+                self.put_policy(policy, out);
+            }
+            Object::ServicePolicy(policy) => self.put_service_policy(policy, out),
+            Object::Tier(tier) => self.put_tier(tier, out),
+            Object::NetworkSet(set) => self.put_set(set, out),
+            Object::Service(service) => self.put_service(service, out),
+            Object::EndpointSlice(slice) => self.put_slice(slice, out),
         }
     }
 
@@ -200,10 +222,17 @@ impl Index {
                     namespace: key.namespace.clone(),
                     name: key.name.clone(),
                 };
+                self.services.forget(&key);
                 if self.policies.remove(&key).is_some() {
                     out.changes.push(Change::Policy(key, None));
                 }
             }
+            ObjectKind::Tier => self.remove_tier(&key.name, out),
+            ObjectKind::NetworkSet | ObjectKind::GlobalNetworkSet => {
+                self.remove_set(&set_key(key.namespace.as_ref(), &key.name), out);
+            }
+            ObjectKind::Service => self.remove_service(&scoped(), out),
+            ObjectKind::EndpointSlice => self.remove_slice(&scoped(), out),
         }
     }
 
@@ -244,7 +273,22 @@ impl Index {
             namespace: key.namespace.clone(),
             name: key.name.clone(),
         });
+        let tiers = self.tiers.keys().map(|name| global(ObjectKind::Tier, name));
+        let sets = self.sets.keys().map(|key| ObjectKey {
+            kind: match key.namespace {
+                Some(_) => ObjectKind::NetworkSet,
+                None => ObjectKind::GlobalNetworkSet,
+            },
+            namespace: key.namespace.clone(),
+            name: key.name.clone(),
+        });
+        let services = self.services.services().map(|key| scoped(ObjectKind::Service, key));
+        let slices = self.services.slices().map(|key| scoped(ObjectKind::EndpointSlice, key));
         pods.chain(policies)
+            .chain(tiers)
+            .chain(sets)
+            .chain(services)
+            .chain(slices)
             .chain(accounts)
             .chain(nodes)
             .chain(namespaces)

@@ -35,7 +35,7 @@ pub fn parse<P: Packet>(packet: P, offset: u32, extent: Extent, network: &mut Ne
     let third = u32::from_be(words[2]);
     let more = second & MORE_FRAGMENTS != 0;
     let fragment_offset = (second & FRAGMENT_OFFSET) * 8;
-    if more && (total - header) % 8 != 0 && extent == Extent::Whole {
+    if more && !(total - header).is_multiple_of(8) && extent == Extent::Whole {
         // Only the last piece may end between units.
         return Err(Reason::BadHeader);
     }

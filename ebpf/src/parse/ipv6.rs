@@ -100,7 +100,7 @@ fn extensions<P: Packet>(packet: P, network: &mut Network) -> Result<(), Reason>
             let more = first & 1 != 0;
             // One with offset 0 and nothing to follow is no fragment (RFC 6946).
             if more || fragment_offset != 0 {
-                if network.fragment || (more && (network.end - at) % 8 != 0) {
+                if network.fragment || (more && !(network.end - at).is_multiple_of(8)) {
                     return Err(Reason::BadHeader);
                 }
                 network.fragment = true;

@@ -81,7 +81,7 @@ const PEER: Addr = Addr::from_v4_word(0x0707_0707);
 const OWN: Addr = Addr::from_v4_word(0x0101_0101);
 
 fn decision(number: u32) -> Decision {
-    Decision::new(number % 2 == 0, false, number)
+    Decision::new(number.is_multiple_of(2), false, number)
 }
 
 fn base() -> [Decision; 5] {

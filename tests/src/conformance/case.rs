@@ -202,7 +202,11 @@ pub struct Suite {
 const ABILITIES: [&str; 5] = ["sctp", "icmp", "externals", "ip-plan", "cluster-changes"];
 
 /// The policy languages that are enforced.
-const APIS: [&str; 1] = ["networking.k8s.io/v1"];
+const APIS: [&str; 3] = [
+    "networking.k8s.io/v1",
+    "crd.projectcalico.org/v1",
+    "projectcalico.org/v3",
+];
 
 impl Suite {
     /// Reads every case below the folders of a directory, whose base clusters lie in the directory itself.
@@ -253,8 +257,8 @@ impl Suite {
     /// Keeps every n-th case.
     #[must_use]
     pub fn every(mut self, n: usize) -> Self {
+        let mut number = 0;
         for cases in self.groups.values_mut() {
-            let mut number = 0;
             cases.retain(|_| {
                 number += 1;
                 number % n == 1 % n

@@ -18,7 +18,7 @@ mod stage;
 mod story;
 
 #[derive(Parser)]
-struct Arguments {
+struct Program {
     /// The `weir` binary to show
     #[arg(long)]
     weir: PathBuf,
@@ -28,7 +28,7 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
+    match run(&Program::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
@@ -37,7 +37,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(Arguments { weir, demo }: &Arguments) -> Result<()> {
+fn run(Program { weir, demo }: &Program) -> Result<()> {
     let mut stage = Stage::set(weir)?;
     screen::cast(&stage)?;
     let mut before: Option<Matrix> = None;

@@ -104,9 +104,13 @@ pub fn matrix(matrix: &Matrix, before: Option<&Matrix>) -> io::Result<()> {
             let (style, text) = cell(reach);
             let new = before.is_some_and(|before| before.rows[row][column] != reach);
             changed |= new;
-            let mark = if new { " «" } else { "" };
-            let padding = " ".repeat(CELL.saturating_sub(text.chars().count() + mark.chars().count()));
-            write!(out, " {style}{text}{style:#}{YELLOW}{mark}{YELLOW:#}{padding}")?;
+            let mark = if new {
+                format!(" {YELLOW}«{YELLOW:#}")
+            } else {
+                String::new()
+            };
+            let padding = " ".repeat(CELL.saturating_sub(text.chars().count() + visible(&mark)));
+            write!(out, " {style}{text}{style:#}{mark}{padding}")?;
         }
         writeln!(out)?;
     }
@@ -161,7 +165,7 @@ pub fn pause() -> io::Result<()> {
 pub fn curtain() -> io::Result<()> {
     writeln!(
         out(),
-        "\n\n{GREEN}Every matrix is what its policies say.{GREEN:#} The namespaces, the agent and its programs are gone with this process.\n"
+        "\n\n{GREEN}Every matrix is what its policies say.{GREEN:#} Namespaces, agent and programs go with this process.\n"
     )
 }
 

@@ -24,7 +24,7 @@ use crate::{
 };
 
 /// Only ends what has gone wrong: changes take milliseconds.
-const ENFORCED: Duration = Duration::from_secs(20);
+const ENFORCED: Duration = Duration::from_secs(60);
 
 pub struct Stage {
     // The readers of the agent go before the agent, and that before what it holds on to.

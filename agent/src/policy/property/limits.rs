@@ -1,0 +1,1 @@
+//! The known worst cases, with their limits (docs/limits.md).

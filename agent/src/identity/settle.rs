@@ -87,6 +87,7 @@ impl Identities {
             let view = self.index.hold_view(view);
             let entity = &mut self.entities.entities[id];
             entity.view = Some(view);
+            self.entities.count_users(old, Some(view));
             if self.entities.sets.contains(&id) {
                 self.dirty.sets.insert(id);
             }

@@ -20,7 +20,11 @@ fn is_empty(plan: &Plan) -> bool {
 }
 
 fn world(pods: usize) -> Vec<Change> {
-    let rules = vec![allow(0, from(app("web")), Some(vec![crate::policy::model::PortMatch::Range(80..=80)]))];
+    let rules = vec![allow(
+        0,
+        from(app("web")),
+        Some(vec![crate::policy::model::PortMatch::Range(80..=80)]),
+    )];
     let mut changes = vec![put(policy("web", 100.0, Selector::All, rules))];
     changes.extend((0..pods).flat_map(|number| [pod(number, "db"), endpoint(number)]));
     changes.push(pod(5000, "web"));
@@ -60,7 +64,12 @@ fn a_rules_new_name_is_told_without_touching_a_map() {
     changes[0] = put(policy("web", 100.0, Selector::All, vec![rule.clone()]));
     maps.run(&compiler.apply(changes));
     rule.name = Some("front".into());
-    assert!(is_empty(&compiler.apply(vec![put(policy("web", 100.0, Selector::All, vec![rule]))])));
+    assert!(is_empty(&compiler.apply(vec![put(policy(
+        "web",
+        100.0,
+        Selector::All,
+        vec![rule]
+    ))])));
     let flow = Flow {
         endpoint: pod_key(0),
         direction: Direction::Ingress,
@@ -98,9 +107,16 @@ fn a_remote_label_change_is_one_move_and_only_those_concerned_judge_again() {
     let plan = compiler.apply(changes);
     compiler.executed(plan.serial);
     let plan = compiler.apply(vec![pod(5000, "db")]);
-    let moves = plan.flip.iter().filter(|op| matches!(op, Op::PutAddress(..) | Op::PutIdentity { .. }));
+    let moves = plan
+        .flip
+        .iter()
+        .filter(|op| matches!(op, Op::PutAddress(..) | Op::PutIdentity { .. }));
     assert_eq!(moves.count(), 1, "{plan:?}");
-    let bumped: Vec<_> = plan.flip.iter().filter(|op| matches!(op, Op::BumpEpoch { .. })).collect();
+    let bumped: Vec<_> = plan
+        .flip
+        .iter()
+        .filter(|op| matches!(op, Op::BumpEpoch { .. }))
+        .collect();
     assert_eq!(bumped, [&Op::BumpEpoch { endpoint: 0 }]);
     assert!(!plan.flip.iter().any(|op| matches!(op, Op::SetPolicy(_))));
 }

@@ -23,7 +23,7 @@ const EXTRA: [&str; 1] = ["recipes"];
 
 fn cases() -> Result<Suite> {
     let own = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mut suite = Suite::load(&own.join("conformance"), &["upstream-e2e", "cyclonus"])?;
+    let mut suite = Suite::load(&own.join("conformance"), &["upstream-e2e", "cyclonus", "calico"])?;
     if let Some(directory) = extra(own) {
         let folders: Vec<&str> = EXTRA
             .into_iter()

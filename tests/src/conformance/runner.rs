@@ -416,7 +416,7 @@ fn probe(lab: &Lab, question: &Question, family: Family) -> Result<Probe> {
 }
 
 /// Every probe that the tables of a step ask for.
-fn questions(cluster: &Cluster, step: &Step) -> Result<Vec<Question>> {
+pub(super) fn questions(cluster: &Cluster, step: &Step) -> Result<Vec<Question>> {
     let pods = cluster.pods.iter().map(|pod| (pod.key(), &pod.ports));
     let externals = cluster
         .externals

@@ -62,7 +62,10 @@ fn run(attach: Attach, nodes: usize, family: Family, share: usize) -> Result<()>
         let mut runner = Runner::new(cluster, setting)?;
         for case in cases {
             if let Err(error) = runner.play(case) {
-                panic!("{setting}: {}: {error:?}\n{}", case.name, runner.logs());
+                let failure = format!("{setting}: {}: {error:#}\n{}", case.name, runner.logs());
+                // At once too: the other settings may take minutes.
+                writeln!(std::io::stderr(), "conformance, {failure}")?;
+                panic!("{failure}");
             }
         }
         let log = runner.logs();

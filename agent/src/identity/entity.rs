@@ -81,7 +81,7 @@ impl Entities {
     /// Peers known; network sets known.
     #[must_use]
     pub fn counts(&self) -> (usize, usize) {
-        (self.entities.len() - self.sets.len(), self.sets.len())
+        (self.entities.count() - self.sets.len(), self.sets.len())
     }
 
     pub(super) fn view(&self, id: u32, asked: &Asked) -> View {

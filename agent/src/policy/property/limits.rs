@@ -100,7 +100,7 @@ fn random_port_ranges() {
     let mut random = Random::new(7);
     let ranges = size(2_000, 300);
     let rules = (0..ranges).map(|n| {
-        let (a, b) = (random.next() as u16, random.next() as u16);
+        let (a, b) = (random.draw() as u16, random.draw() as u16);
         allow(n as u32, None, Some(vec![PortMatch::Range(a.min(b)..=a.max(b))]))
     });
     let changes = vec![

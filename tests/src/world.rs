@@ -389,7 +389,9 @@ impl World {
 /// If the agent does not answer.
 pub fn wait_report(agent: &Agent, patience: Duration) -> Result<WaitReport> {
     let timeout_ms = u64::try_from(patience.as_millis())?;
-    match Client::connect(agent.run_dir())?.ask(Verb::Wait { timeout_ms })? {
+    let mut client = Client::connect(agent.run_dir())?;
+    client.patience(Some(patience + Duration::from_secs(10)))?;
+    match client.ask(Verb::Wait { timeout_ms })? {
         Response::Wait(report) => Ok(report),
         other => bail!("wait was answered by {other:?}"),
     }

@@ -23,7 +23,7 @@ const EXTRA: [&str; 1] = ["recipes"];
 
 fn cases() -> Result<Suite> {
     let own = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mut suite = Suite::load(&own.join("conformance"), &["upstream-e2e", "cyclonus"])?;
+    let mut suite = Suite::load(&own.join("conformance"), &["upstream-e2e", "cyclonus", "calico"])?;
     if let Some(directory) = extra(own) {
         let folders: Vec<&str> = EXTRA
             .into_iter()
@@ -62,7 +62,10 @@ fn run(attach: Attach, nodes: usize, family: Family, share: usize) -> Result<()>
         let mut runner = Runner::new(cluster, setting)?;
         for case in cases {
             if let Err(error) = runner.play(case) {
-                panic!("{setting}: {}: {error:?}\n{}", case.name, runner.logs());
+                let failure = format!("{setting}: {}: {error:#}\n{}", case.name, runner.logs());
+                // At once too: the other settings may take minutes.
+                writeln!(std::io::stderr(), "conformance, {failure}")?;
+                panic!("{failure}");
             }
         }
         let log = runner.logs();

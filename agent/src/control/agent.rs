@@ -68,6 +68,8 @@ pub struct Agent {
     pub(super) settled: bool,
     /// The kernel did not take a write: what, and when it is tried again.
     pub(super) broken: Option<(String, Instant)>,
+    /// When endpoints that could not be attached are tried again.
+    retry: Option<Instant>,
     /// The naive evaluator of the current objects, for explain. None: something changed since.
     world: Option<World>,
 }
@@ -106,6 +108,7 @@ impl Agent {
             first_sync_by: None,
             settled: false,
             broken: None,
+            retry: None,
             world: None,
         }
     }
@@ -173,6 +176,16 @@ impl Agent {
         if self.broken.as_ref().is_some_and(|(_, retry)| *retry <= now) {
             self.rebuild(self.capacity);
         }
+        if self.retry.is_some_and(|retry| retry <= now) {
+            self.retry = None;
+            let detached = self
+                .endpoints
+                .iter()
+                .filter(|(_, endpoint)| endpoint.interface.is_some() && !endpoint.attached);
+            for pod in detached.map(|(pod, _)| pod.clone()).collect::<Vec<_>>() {
+                self.bind(&pod);
+            }
+        }
         self.progress();
     }
 
@@ -181,7 +194,7 @@ impl Agent {
     pub fn next_tick(&self) -> Option<Instant> {
         let retry = self.broken.as_ref().map(|(_, retry)| *retry);
         let first_sync = self.first_sync_by.filter(|_| !self.settled);
-        [self.removals.next(), retry, first_sync, self.waits.next()]
+        [self.removals.next(), retry, self.retry, first_sync, self.waits.next()]
             .into_iter()
             .flatten()
             .min()
@@ -371,7 +384,6 @@ impl Agent {
                 },
             },
         };
-        let is_new = self.endpoints.get(pod).is_some_and(|endpoint| endpoint.id.is_none());
         if let Some(endpoint) = self.endpoints.get_mut(pod) {
             endpoint.id = Some(id);
         }
@@ -389,7 +401,7 @@ impl Agent {
         if let Err(error) = self.datapath.set_interface(binding) {
             return self.trouble(pod, &error);
         }
-        if is_new {
+        if self.compiler.endpoint(id).is_none() {
             self.name_endpoint(id, pod);
             let plan = self.compiler.apply(vec![Change::Endpoint(id, Some(pod.clone()))]);
             self.execute(plan);
@@ -407,7 +419,8 @@ impl Agent {
     }
 
     fn trouble(&mut self, pod: &PeerKey, error: &datapath::Error) {
-        error!(%pod, %error, "not enforced");
+        error!(%pod, %error, "not enforced; it is tried again");
+        self.retry = Some(Instant::now() + RETRY);
         if let Some(endpoint) = self.endpoints.get_mut(pod) {
             endpoint.attached = false;
             endpoint.trouble = Some(error.to_string());

@@ -181,11 +181,14 @@ fn answer(
 }
 
 /// Removes every trace, tells who asked, and ends the agent.
-async fn detach(agent: Agent, reply: query::Reply<Result<DetachReport, QueryError>>) -> anyhow::Result<()> {
+async fn detach(mut agent: Agent, reply: query::Reply<Result<DetachReport, QueryError>>) -> anyhow::Result<()> {
     info!("detaching from every interface, as asked");
     let (bpffs, run_dir) = (agent.options.bpffs.clone(), agent.options.run_dir.clone());
+    agent.want_events(false);
+    let Agent { flows, datapath, .. } = agent;
+    flows.stop().await;
     // Gives back the locks.
-    drop(agent);
+    drop(datapath);
     let result = tokio::task::block_in_place(|| datapath::detach_all(&bpffs, &run_dir));
     let answer = match &result {
         Ok(report) => Ok(DetachReport::from(report.clone())),

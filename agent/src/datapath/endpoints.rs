@@ -33,7 +33,7 @@ pub struct InterfaceBinding {
     /// Packets start with the network header (no Ethernet header).
     pub layer3: bool,
     /// For how long, from now on, TCP connections that began before the interface was attached are taken over
-    /// mid-flow. Zero: not at all.
+    /// mid-flow. Zero: no longer than was said before of this interface.
     pub adopt_for: Duration,
 }
 
@@ -51,12 +51,13 @@ pub(super) struct Endpoint {
 
 impl Endpoint {
     pub(super) fn bind(&mut self, binding: InterfaceBinding) {
-        self.adopt_until = if binding.adopt_for.is_zero() {
-            0
-        } else {
+        let stays = self.binding.as_ref().is_some_and(|old| old.ifindex == binding.ifindex);
+        if !binding.adopt_for.is_zero() {
             let period = u64::try_from(binding.adopt_for.as_nanos()).unwrap_or(u64::MAX);
-            sys::clock().saturating_add(period)
-        };
+            self.adopt_until = sys::clock().saturating_add(period);
+        } else if !stays {
+            self.adopt_until = 0;
+        }
         self.binding = Some(binding);
     }
 

@@ -21,7 +21,8 @@ use crate::policy::plan::Op;
 impl Datapath {
     /// Runs operations in their order, and stops at the first that fails.
     ///
-    /// Of a plan run `add`, then `flip`; then wait for [`super::grace_period`]; then run `remove`. An operation that
+    /// Of a plan run `add`, then `flip`; then, after a grace period in which every program run
+    /// that began before has ended, `remove`. An operation that
     /// names an endpoint whose interface is not known yet is remembered and takes effect with its interface.
     ///
     /// # Errors

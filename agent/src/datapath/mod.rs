@@ -429,16 +429,6 @@ fn load(
     Ok(generation)
 }
 
-/// Waits until every program that runs at this moment has ended: what a plan removes can then be met by none.
-/// Takes milliseconds; run it off the control loop.
-pub fn grace_period() {
-    if let Err(error) = sys::synchronize_rcu() {
-        // Kernels with nohz_full CPUs refuse: a program runs for microseconds, this is far beyond.
-        debug!(%error, "no membarrier; sleeping instead");
-        std::thread::sleep(std::time::Duration::from_millis(100));
-    }
-}
-
 /// A failed system call as an error of a map.
 fn map_error(map: &'static str, action: &'static str) -> impl FnOnce(io::Error) -> Error {
     move |source| Error::Map { map, action, source }

@@ -30,11 +30,6 @@ impl Shape {
         }
     }
 
-    /// A hash map of any kind, whose elements can be carried over to another one.
-    pub(super) fn is_hash(&self) -> bool {
-        [bpf_map_type::BPF_MAP_TYPE_HASH, bpf_map_type::BPF_MAP_TYPE_LRU_HASH].contains(&self.kind())
-    }
-
     pub(super) fn is_ring_buffer(&self) -> bool {
         self.kind() == bpf_map_type::BPF_MAP_TYPE_RINGBUF
     }

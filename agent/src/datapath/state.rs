@@ -61,7 +61,8 @@ pub(super) fn choose(
         }
         let (map, shape) = shape::open(&path, &pins.root, expected)?;
         let wanted = options.entries(name).unwrap_or(expected.max_entries);
-        if shape.max_entries == wanted || shape.is_ring_buffer() || !shape.is_hash() {
+        // A ring buffer is read by the size that the kernel tells; an array of counters begins anew.
+        if shape.max_entries == wanted || shape.is_ring_buffer() {
             fitting.push((name, map));
         } else {
             info!(

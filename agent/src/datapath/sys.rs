@@ -414,17 +414,6 @@ pub(super) fn read<T: aya::Pod>(bytes: &[u8]) -> Option<T> {
     Some(unsafe { bytes.as_ptr().cast::<T>().read_unaligned() })
 }
 
-/// Waits until every program that runs now has ended: `membarrier(2)` with `MEMBARRIER_CMD_GLOBAL` waits for a grace
-/// period of the RCU under which TC programs run.
-pub(super) fn synchronize_rcu() -> io::Result<()> {
-    const MEMBARRIER_CMD_GLOBAL: libc::c_long = 1;
-    // SAFETY: membarrier takes three integers and touches no memory of ours.
-    match unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
-}
-
 /// `CLOCK_MONOTONIC`, ns: the clock of every time stamp in the maps.
 #[must_use]
 pub fn clock() -> u64 {

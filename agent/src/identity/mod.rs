@@ -63,6 +63,8 @@ pub struct Identities {
     /// Those that may be so once the plan of that serial is executed.
     quarantine: VecDeque<(u64, u32)>,
     by_view: FxHashMap<u32, FxHashSet<u32>>,
+    /// Addresses with an identity.
+    placed: usize,
     /// Names of ports that live tables ask of peers.
     live_ports: FxHashMap<Arc<str>, usize>,
     dirty: Dirty,
@@ -140,6 +142,7 @@ impl Identities {
             free: Vec::new(),
             quarantine: VecDeque::new(),
             by_view: FxHashMap::default(),
+            placed: 0,
             live_ports: FxHashMap::default(),
             dirty: Dirty::default(),
         };
@@ -218,6 +221,23 @@ impl Identities {
             self.free.push(id);
             self.quarantine.pop_front();
         }
+    }
+
+    /// Pod and node addresses with an identity.
+    #[must_use]
+    pub const fn address_count(&self) -> usize {
+        self.placed
+    }
+
+    #[must_use]
+    pub fn cidr_count(&self) -> usize {
+        self.regions.count()
+    }
+
+    /// Identities in use, and those that wait to be given out again.
+    #[must_use]
+    pub fn identity_count(&self) -> usize {
+        self.identities.len() - self.free.len()
     }
 
     /// Highest identity id given out so far, plus one.

@@ -54,6 +54,9 @@ pub struct IdentityMove {
     pub local_node: bool,
 }
 
+/// (Address, identity that it has, view and region that it belongs to).
+type Target = (u128, Option<u32>, Option<(u32, Cidr)>);
+
 impl Identities {
     /// Brings everything up to date with what was said since the last time.
     pub fn settle(&mut self) -> Movement {
@@ -87,6 +90,7 @@ impl Identities {
             let view = self.index.hold_view(view);
             let entity = &mut self.entities.entities[id];
             entity.view = Some(view);
+            self.entities.count_users(old, Some(view));
             if self.entities.sets.contains(&id) {
                 self.dirty.sets.insert(id);
             }
@@ -146,7 +150,7 @@ impl Identities {
 
     /// Gives touched addresses the identity that is theirs now.
     fn place_addresses(&mut self) {
-        let mut targets: Vec<(u128, Option<u32>, Option<(u32, Cidr)>)> = Vec::new();
+        let mut targets: Vec<Target> = Vec::new();
         for &number in self.dirty.addresses.keys() {
             let target = self
                 .owner(number)
@@ -178,6 +182,7 @@ impl Identities {
         }
         for (number, current, target) in targets {
             let identity = target.map(|(view, region)| self.identity_at(view, region));
+            self.placed = self.placed + usize::from(identity.is_some()) - usize::from(current.is_some());
             if identity == current {
                 if identity.is_none() {
                     self.forget_address(number);
@@ -284,8 +289,11 @@ impl Identities {
             groups[at].1.push(id);
         }
         let mut new = Vec::new();
+        // Classes that somebody joins as they are: they cannot become others.
+        let joined: FxHashSet<u32> = groups.iter().filter_map(|(key, _)| self.classes.find(key)).collect();
         for (key, members) in groups {
-            let class = match self.classes.find(&key).or_else(|| self.grow_class(&key, &members)) {
+            let known = self.classes.find(&key);
+            let class = match known.or_else(|| self.grow_class(&key, &members, &joined)) {
                 Some(class) => class,
                 None => {
                     self.matchers.post_class(self.classes.next_id(), &key);
@@ -303,11 +311,12 @@ impl Identities {
 
     /// A class whose members all got the same new matches and nothing else is still the same for all tables that there
     /// were: it goes on under its new key.
-    fn grow_class(&mut self, key: &ClassKey, members: &[u32]) -> Option<u32> {
+    fn grow_class(&mut self, key: &ClassKey, members: &[u32], joined: &FxHashSet<u32>) -> Option<u32> {
         let id = self.identity(*members.first()?).class;
         let class = self.classes.get(id)?;
         let news = &self.dirty.matchers;
         let grown = class.keyed
+            && !joined.contains(&id)
             && class.members.len() == members.len()
             && members.iter().all(|member| class.members.contains(member))
             && class.key.family == key.family

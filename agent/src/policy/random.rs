@@ -60,7 +60,7 @@ impl Random {
         Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
     }
 
-    pub fn next(&mut self) -> u64 {
+    pub fn draw(&mut self) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;
@@ -69,7 +69,7 @@ impl Random {
 
     /// Less than `end`, which is not 0.
     pub fn below(&mut self, end: usize) -> usize {
-        (self.next() >> 33) as usize % end
+        (self.draw() >> 33) as usize % end
     }
 
     /// True once in `n` times.
@@ -185,7 +185,7 @@ fn ports(random: &mut Random) -> Vec<PortMatch> {
         .map(|_| match random.below(4) {
             0 => PortMatch::Named((*random.pick(&PORT_NAMES)).into()),
             1 => {
-                let (a, b) = (*random.pick(&PORTS), random.next() as u16);
+                let (a, b) = (*random.pick(&PORTS), random.draw() as u16);
                 PortMatch::Range(a.min(b)..=a.max(b))
             }
             _ => {
@@ -403,7 +403,7 @@ pub fn flow(random: &mut Random) -> Flow {
     let has_ports = matches!(protocol, 6 | 17 | 132);
     let port = |random: &mut Random| match random.below(3) {
         _ if !has_ports => 0,
-        0 => random.next() as u16,
+        0 => random.draw() as u16,
         _ => *random.pick(&PORTS),
     };
     let kind = *random.pick(&[0, 8, 128, 255, 3]);
@@ -422,6 +422,14 @@ pub fn flow(random: &mut Random) -> Flow {
         destination_port: port(random),
         icmp: is_icmp.then(|| (kind, random.below(3) as u8)),
     }
+}
+
+/// Where something can differ: outside addresses in and out of the nets, and one address inside the pods' net that no pod
+/// has.
+#[must_use]
+pub fn outside() -> Vec<IpAddr> {
+    let texts = OUTSIDE.iter().chain(&["10.0.0.14", "fd00::7:0", "fd00::6"]);
+    texts.filter_map(|text| text.parse().ok()).collect()
 }
 
 /// The flow with the pod's own address, as it is in that world. None: it has none of the family.

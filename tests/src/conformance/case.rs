@@ -257,8 +257,8 @@ impl Suite {
     /// Keeps every n-th case.
     #[must_use]
     pub fn every(mut self, n: usize) -> Self {
+        let mut number = 0;
         for cases in self.groups.values_mut() {
-            let mut number = 0;
             cases.retain(|_| {
                 number += 1;
                 number % n == 1 % n

@@ -2,6 +2,7 @@
 
 mod case;
 mod expectation;
+pub mod offline;
 mod runner;
 mod state;
 mod verify;

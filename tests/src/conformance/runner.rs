@@ -2,12 +2,8 @@
 
 use std::{collections::BTreeMap, fmt, net::IpAddr, time::Duration};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use weir::{
-    cli::{
-        client::Client,
-        protocol::{Response, Verb},
-    },
     control::explain::{ExplainVerdict, Party, PathExplanation},
     flow::json::TrafficDirection,
 };
@@ -23,6 +19,7 @@ use crate::lab::{
     agent::{AgentOptions, Attach},
     probe::{Outcome, Patience, Probe, Prober, Protocol, Verdict},
 };
+use crate::world::wait_report;
 
 /// How long a change may take until it is enforced. Generous: it only ends what has gone wrong.
 const ENFORCED: Duration = Duration::from_secs(60);
@@ -275,12 +272,8 @@ impl Runner {
     /// Waits until all agents enforce what the manifests say.
     fn enforced(&self) -> Result<()> {
         for (node, agent) in &self.agents {
-            let mut client = Client::connect(agent.run_dir())?;
-            let timeout_ms = u64::try_from(ENFORCED.as_millis())?;
-            match client.ask(Verb::Wait { timeout_ms })? {
-                Response::Wait(report) if report.enforced => {}
-                other => bail!("{node} does not enforce everything: {other:?}"),
-            }
+            let report = wait_report(agent, ENFORCED)?;
+            ensure!(report.enforced, "{node} does not enforce everything: {report:?}");
         }
         Ok(())
     }
@@ -416,7 +409,7 @@ fn probe(lab: &Lab, question: &Question, family: Family) -> Result<Probe> {
 }
 
 /// Every probe that the tables of a step ask for.
-fn questions(cluster: &Cluster, step: &Step) -> Result<Vec<Question>> {
+pub(super) fn questions(cluster: &Cluster, step: &Step) -> Result<Vec<Question>> {
     let pods = cluster.pods.iter().map(|pod| (pod.key(), &pod.ports));
     let externals = cluster
         .externals

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::{Context, Result, bail};
 use ipnet::Ipv4Net;
 
-use super::case::{Cluster, ClusterChanges, LabelChange, Labelled, Pod, Port};
+use super::case::{Cluster, ClusterChanges, LabelChange, Labelled, Pod, Port, ServiceAccount};
 use crate::lab::{
     Families, Lab, PodPlan,
     address::twin_nets,
@@ -30,6 +30,19 @@ impl Cluster {
     /// # Errors
     /// If there is no such object.
     pub fn relabel(&mut self, change: &LabelChange) -> Result<()> {
+        // Every namespace has a service account `default`, which cases need not list.
+        if let (Labelled::ServiceAccount, Some((namespace, "default"))) = (change.kind, change.name.split_once('/'))
+            && !self
+                .service_accounts
+                .iter()
+                .any(|account| account.namespace == namespace && account.name == "default")
+        {
+            self.service_accounts.push(ServiceAccount {
+                namespace: namespace.to_owned(),
+                name: "default".to_owned(),
+                labels: BTreeMap::new(),
+            });
+        }
         let labels = match change.kind {
             Labelled::Namespace => self
                 .namespaces

@@ -88,9 +88,9 @@ impl Compiler {
     /// Entries of what is in force (what awaits removal not counted).
     pub(super) fn map_use(&self) -> MapUse {
         MapUse {
-            addresses: self.identities.addresses().count(),
-            cidrs: self.identities.cidrs().count(),
-            identities: self.identities.iter().count(),
+            addresses: self.identities.address_count(),
+            cidrs: self.identities.cidr_count(),
+            identities: self.identities.identity_count(),
             rows: self.tables.row_count,
             decisions: self.rows.decisions,
             source_ports: self.rows.source_ports,

@@ -24,6 +24,8 @@ pub struct Endpoint {
     pub told: Option<EndpointPolicy>,
     /// By direction: the table that the kernel then has.
     pub told_tables: [Option<u32>; 2],
+    /// By direction: what the policies make of it does not fit.
+    short: [bool; 2],
 }
 
 #[derive(Debug, Default)]
@@ -78,6 +80,58 @@ impl Endpoints {
         }
     }
 
+    pub fn touch_short(&mut self) {
+        let short = self
+            .endpoints
+            .iter()
+            .filter(|(_, endpoint)| endpoint.short != [false; 2]);
+        self.dirty.extend(short.map(|(id, _)| id));
+    }
+
+    pub fn any_short(&self) -> bool {
+        self.endpoints.values().any(|endpoint| endpoint.short != [false; 2])
+    }
+
+    pub fn is_short(&self, id: u32, direction: usize) -> bool {
+        self.endpoints
+            .get(&id)
+            .is_some_and(|endpoint| endpoint.short[direction])
+    }
+
+    /// Endpoints and directions with their tables, in order.
+    pub fn directions(&self) -> Vec<(u32, usize, u32)> {
+        let sorted = self.sorted().into_iter();
+        sorted
+            .flat_map(|(id, endpoint)| (0..2).filter_map(move |at| Some((id, at, endpoint.wanted[at]?))))
+            .collect()
+    }
+
+    /// Endpoints and directions that obey a table.
+    pub fn obeying(&self, table: u32) -> Vec<(u32, usize)> {
+        let all = self.directions().into_iter();
+        all.filter(|&(_, _, own)| own == table)
+            .map(|(id, at, _)| (id, at))
+            .collect()
+    }
+
+    pub fn told_table(&self, id: u32, direction: usize) -> Option<u32> {
+        self.endpoints.get(&id)?.told_tables[direction]
+    }
+
+    /// What a direction should obey does not fit: it obeys another table, or is closed.
+    pub fn withhold(&mut self, id: u32, direction: usize, instead: Option<u32>) {
+        if let Some(endpoint) = self.endpoints.get_mut(&id) {
+            endpoint.wanted[direction] = instead;
+            endpoint.short[direction] = true;
+        }
+    }
+
+    /// For messages.
+    pub fn name(&self, id: u32) -> String {
+        let endpoint = self.endpoints.get(&id);
+        endpoint.map_or_else(|| format!("endpoint {id}"), |endpoint| endpoint.key.to_string())
+    }
+
     /// An endpoint comes, goes, or is another pod's. Returns the tables that it had.
     pub fn set(&mut self, id: u32, key: Option<PeerKey>, store: &mut Store) -> [Option<u32>; 2] {
         if key.is_some() && self.endpoints.get(&id).map(|endpoint| &endpoint.key) == key.as_ref() {
@@ -113,6 +167,7 @@ impl Endpoints {
                     wanted: [None; 2],
                     told: None,
                     told_tables: [None; 2],
+                    short: [false; 2],
                 },
             );
         }
@@ -152,6 +207,7 @@ impl Endpoints {
                     tables.find_or_create(wanted, identities, traces)
                 });
                 let old = std::mem::replace(&mut endpoint.wanted[direction as usize], wanted);
+                endpoint.short[direction as usize] = false;
                 tables.join(wanted);
                 tables.leave(old);
             }

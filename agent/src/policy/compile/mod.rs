@@ -8,12 +8,15 @@
 //! | `row`, `ports` | from rules to decisions by port |
 //! | `rows`, `trace` | interned rows and lists of hits |
 //! | `transition` | the order of operations |
+//! | `capacity`, `loosen` | what happens when something does not fit |
 //! | `report` | counts and dumps |
 //!
 //! Who peers are is settled in [`crate::identity`].
 
+mod capacity;
 mod dump;
 mod endpoint;
+mod loosen;
 mod ports;
 mod report;
 mod row;
@@ -31,7 +34,7 @@ pub use report::{
     TableDump,
 };
 
-use self::{endpoint::Endpoints, rows::Rows, store::Store, tables::Tables, trace::Traces};
+use self::{capacity::Room, endpoint::Endpoints, rows::Rows, store::Store, tables::Tables, trace::Traces};
 use super::{
     change::Change,
     model::Judgement,
@@ -43,6 +46,7 @@ use crate::identity::Identities;
 #[derive(Debug)]
 pub struct Compiler {
     capacity: Capacity,
+    room: Room,
     serial: u64,
     executed: u64,
     identities: Identities,
@@ -59,6 +63,7 @@ impl Compiler {
     pub fn new(capacity: Capacity, first_trace: u32) -> Self {
         Self {
             capacity,
+            room: Room::default(),
             serial: 0,
             executed: 0,
             identities: Identities::new(),
@@ -75,6 +80,7 @@ impl Compiler {
         self.serial += 1;
         self.tables
             .let_go(self.executed, &mut self.identities, &mut self.traces);
+        self.retry();
         for change in changes {
             self.take(change);
         }
@@ -89,13 +95,14 @@ impl Compiler {
             serial: self.serial,
             ..Plan::default()
         };
-        self.tables.fill(
+        let fresh = self.tables.fill(
             &movement.new_classes,
             &self.identities,
             &mut self.rows,
             &mut self.traces,
             &mut plan.add,
         );
+        let movement = self.fit(movement, &fresh, &mut plan);
         self.transition(&movement, &mut plan);
         for &class in &movement.dead_classes {
             let key = self.identities.classes().get(class).map(|class| class.key.clone());
@@ -105,6 +112,7 @@ impl Compiler {
         self.identities.bury(&movement.dead_classes);
         self.tables.retire(self.serial, &mut self.rows, &mut plan.remove);
         self.sweep(&mut plan);
+        self.count_removals(&plan);
         plan
     }
 
@@ -127,6 +135,10 @@ impl Compiler {
             Change::Namespace(name, labels) => {
                 if self.identities.set_namespace(name.clone(), labels) {
                     self.endpoints.touch_namespace(&name);
+                    // A namespace's labels are those of its network sets too.
+                    if self.store.depends_on_sets() {
+                        self.endpoints.touch_all();
+                    }
                 }
             }
             Change::ServiceAccount {
@@ -158,7 +170,9 @@ impl Compiler {
 
     /// Entries and counters that come and go, in front of what needs them and behind what needed them.
     fn sweep(&mut self, plan: &mut Plan) {
-        let entries = self.rows.sweep(&mut self.traces);
+        self.rows.collect(&mut self.traces);
+        self.traces.collect();
+        let entries = self.rows.sweep();
         let (fresh, dead) = self.traces.sweep();
         let mut add: Vec<Op> = fresh.into_iter().map(Op::PutTrace).collect();
         for (row, entries) in entries.fresh {
@@ -177,7 +191,8 @@ impl Compiler {
     pub fn executed(&mut self, serial: u64) -> bool {
         self.executed = self.executed.max(serial);
         self.identities.executed(self.executed);
-        self.tables.has_retired(self.executed)
+        self.removed(self.executed);
+        self.tables.has_retired(self.executed) || self.wants_retry()
     }
 
     /// What a trace id in a decision stands for. Known until the removal of its last decision was planned, and some
@@ -187,8 +202,11 @@ impl Compiler {
         self.traces.judgement(id)
     }
 
-    /// Other maps than before (a new generation). What did not fit is tried again with the next [`Compiler::apply`].
+    /// Other maps than before (a new generation), to be filled with [`Compiler::full`]. What did not fit is tried again
+    /// with the next [`Compiler::apply`].
     pub fn set_capacity(&mut self, capacity: Capacity) {
         self.capacity = capacity;
+        self.forget_frozen();
+        self.room_appeared();
     }
 }

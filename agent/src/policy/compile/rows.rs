@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use rustc_hash::{FxHashMap, FxHashSet};
+use rustc_hash::FxHashMap;
 use weir_common::policy::{Decision, DecisionKey, PrefixMask, Row, Slot};
 
 use super::trace::Traces;
@@ -69,6 +69,7 @@ pub struct Rows {
     entries: FxHashMap<Arc<Entries>, Named>,
     last_id: u32,
     fresh: Vec<(u32, Arc<Entries>)>,
+    dead: Vec<(u32, Arc<Entries>)>,
     loose: Vec<u32>,
     no_entries: Arc<Entries>,
     /// Entries in the maps.
@@ -146,12 +147,9 @@ impl Rows {
         }
     }
 
-    /// Forgets rows that nobody holds.
-    pub fn sweep(&mut self, traces: &mut Traces) -> Sweep {
-        let mut sweep = Sweep {
-            fresh: std::mem::take(&mut self.fresh),
-            dead: Vec::new(),
-        };
+    /// Forgets rows that nobody holds. What came and went since the last [`Rows::sweep`] never gets into the maps.
+    pub fn collect(&mut self, traces: &mut Traces) {
+        let mut gone: FxHashMap<u32, Arc<Entries>> = FxHashMap::default();
         for number in std::mem::take(&mut self.loose) {
             if self.rows.get(number).is_none_or(|known| known.references > 0) {
                 continue;
@@ -171,15 +169,34 @@ impl Rows {
                 self.entries.remove(&entries);
                 self.decisions -= entries.decisions.len();
                 self.source_ports -= entries.source_ports.len();
-                sweep.dead.push((row.id, entries));
+                gone.insert(row.id, entries);
             }
         }
-        // What came and went since the last sweep never gets into the maps.
-        let dead: FxHashSet<u32> = sweep.dead.iter().map(|(id, _)| *id).collect();
-        let fresh: FxHashSet<u32> = sweep.fresh.iter().map(|(id, _)| *id).collect();
-        sweep.fresh.retain(|(id, _)| !dead.contains(id));
-        sweep.dead.retain(|(id, _)| !fresh.contains(id));
-        sweep
+        if !gone.is_empty() {
+            self.fresh.retain(|(id, _)| gone.remove(id).is_none());
+            let mut gone: Vec<_> = gone.into_iter().collect();
+            gone.sort_unstable_by_key(|(id, _)| *id);
+            self.dead.append(&mut gone);
+        }
+    }
+
+    /// Decisions and source ports that wait for [`Rows::sweep`] to tell of their end.
+    pub fn dying(&self) -> (usize, usize) {
+        let dead = self.dead.iter();
+        dead.fold((0, 0), |(decisions, source_ports), (_, entries)| {
+            (
+                decisions + entries.decisions.len(),
+                source_ports + entries.source_ports.len(),
+            )
+        })
+    }
+
+    /// What comes into the maps and what goes, after [`Rows::collect`].
+    pub fn sweep(&mut self) -> Sweep {
+        Sweep {
+            fresh: std::mem::take(&mut self.fresh),
+            dead: std::mem::take(&mut self.dead),
+        }
     }
 }
 

@@ -142,7 +142,7 @@ impl Tables {
         tables
     }
 
-    /// Makes the rows of new tables for all classes, and those of new classes for all tables.
+    /// Makes the rows of new tables for all classes, and those of new classes for all tables. Returns the new tables.
     pub fn fill(
         &mut self,
         new_classes: &[u32],
@@ -150,11 +150,11 @@ impl Tables {
         rows: &mut Rows,
         traces: &mut Traces,
         add: &mut Vec<Op>,
-    ) {
+    ) -> Vec<u32> {
         let fresh: FxHashSet<u32> = std::mem::take(&mut self.fresh).into_iter().collect();
         let mut order: Vec<u32> = fresh.iter().copied().collect();
         order.sort_unstable();
-        for id in order {
+        for &id in &order {
             let Some(table) = self.tables.get_mut(&id) else {
                 continue;
             };
@@ -200,6 +200,7 @@ impl Tables {
                 self.row_count += usize::from(put_row(table, class, row, rows, add));
             }
         }
+        order
     }
 
     /// Gives a class of a moment the row of another class in one table.
@@ -227,35 +228,42 @@ impl Tables {
         loose.sort_unstable();
         loose.dedup();
         for id in loose {
-            if self.tables.get(&id).is_none_or(|table| table.users > 0) {
-                continue;
+            if self.tables.get(&id).is_some_and(|table| table.users == 0) {
+                self.refuse(id, serial, &FxHashSet::default(), rows, remove);
             }
-            let Some(mut table) = self.tables.remove(&id) else {
-                continue;
-            };
-            if self.by_key.get(&table.key) == Some(&id) {
-                self.by_key.remove(&table.key);
-            }
-            for matcher in table.matchers() {
-                if let Some(list) = self.by_matcher.get_mut(&matcher) {
-                    list.retain(|other| *other != id);
-                    if list.is_empty() {
-                        self.by_matcher.remove(&matcher);
-                    }
+        }
+    }
+
+    /// Takes out a table. `unput`: rows that the kernel does not have.
+    pub fn refuse(&mut self, id: u32, serial: u64, unput: &FxHashSet<RowKey>, rows: &mut Rows, remove: &mut Vec<Op>) {
+        let Some(mut table) = self.tables.remove(&id) else {
+            return;
+        };
+        if self.by_key.get(&table.key) == Some(&id) {
+            self.by_key.remove(&table.key);
+        }
+        for matcher in table.matchers() {
+            if let Some(list) = self.by_matcher.get_mut(&matcher) {
+                list.retain(|other| *other != id);
+                if list.is_empty() {
+                    self.by_matcher.remove(&matcher);
                 }
             }
-            self.by_family.remove(&id);
-            self.by_ports.remove(&id);
-            self.row_count -= table.rows.len();
-            let mut classes: Vec<(u32, u32)> = table.rows.drain().collect();
-            classes.sort_unstable();
-            for (class, row) in classes {
-                rows.release(row);
-                remove.push(Op::DeleteRow(Self::row_key(id, class)));
-            }
-            rows.release(table.default_row);
-            self.retired.push((serial, table));
         }
+        self.by_family.remove(&id);
+        self.by_ports.remove(&id);
+        self.row_count -= table.rows.len();
+        let mut classes: Vec<(u32, u32)> = table.rows.drain().collect();
+        classes.sort_unstable();
+        for (class, row) in classes {
+            rows.release(row);
+            let key = Self::row_key(id, class);
+            if !unput.contains(&key) {
+                remove.push(Op::DeleteRow(key));
+            }
+        }
+        rows.release(table.default_row);
+        self.retired.push((serial, table));
     }
 
     /// Whether [`Tables::let_go`] would do something after the plan of that serial.

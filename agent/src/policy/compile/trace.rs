@@ -59,6 +59,7 @@ pub struct Traces {
     /// Without counters so far.
     fresh: Vec<u32>,
     loose: Vec<u32>,
+    dead: Vec<u32>,
     remembered: VecDeque<(u32, Arc<Judgement>)>,
 }
 
@@ -72,6 +73,7 @@ impl Traces {
             next: first.max(1),
             fresh: Vec::new(),
             loose: Vec::new(),
+            dead: Vec::new(),
             remembered: VecDeque::new(),
         }
     }
@@ -207,10 +209,9 @@ impl Traces {
         }
     }
 
-    /// Traces that need a counter, and those that need it no more and are forgotten.
-    pub fn sweep(&mut self) -> (Vec<u32>, Vec<u32>) {
-        let mut fresh = std::mem::take(&mut self.fresh);
-        let mut dead = Vec::new();
+    /// Forgets traces that no row holds.
+    pub fn collect(&mut self) {
+        let mut gone: FxHashSet<u32> = FxHashSet::default();
         for id in std::mem::take(&mut self.loose) {
             if self.traces.get(&id).is_some_and(|trace| trace.references == 0)
                 && let Some(trace) = self.traces.remove(&id)
@@ -220,14 +221,25 @@ impl Traces {
                     self.remembered.pop_front();
                 }
                 self.remembered.push_back((id, trace.judgement));
-                dead.push(id);
+                gone.insert(id);
             }
         }
-        // Ids grow: what came and went since the last sweep never gets a counter.
-        let first_fresh = fresh.first().copied().unwrap_or(u32::MAX);
-        let gone: FxHashSet<u32> = dead.iter().copied().filter(|&id| id >= first_fresh).collect();
-        fresh.retain(|id| !gone.contains(id));
-        dead.retain(|id| *id < first_fresh);
-        (fresh, dead)
+        if !gone.is_empty() {
+            // What came and went since the last sweep never gets a counter.
+            self.fresh.retain(|id| !gone.remove(id));
+            let mut gone: Vec<u32> = gone.into_iter().collect();
+            gone.sort_unstable();
+            self.dead.append(&mut gone);
+        }
+    }
+
+    /// Traces that wait for [`Traces::sweep`] to tell of their end.
+    pub fn dying(&self) -> usize {
+        self.dead.len()
+    }
+
+    /// Traces that need a counter, and those that need it no more, after [`Traces::collect`].
+    pub fn sweep(&mut self) -> (Vec<u32>, Vec<u32>) {
+        (std::mem::take(&mut self.fresh), std::mem::take(&mut self.dead))
     }
 }

@@ -13,7 +13,8 @@
 //!   a new policy only tells apart what the old ones did not. Where they differ (a namespace's labels decide both whom
 //!   policies select and whom they allow) whatever moves takes its way over a class made for the moment, which has
 //!   the old class's row in the tables that endpoints leave and the new class's row in all others. Old tables that
-//!   also stay in use are replaced by a twin for those who stay or come.
+//!   also stay in use are replaced by a twin for those who stay or come. (If the rows for that do not fit, the endpoints
+//!   that flip are closed for the moment.)
 //! - Epochs grow last.
 
 use rustc_hash::{FxHashMap, FxHashSet};
@@ -23,6 +24,9 @@ use crate::{
     identity::{ClassKey, Movement, region},
     policy::plan::{EndpointPolicy, Op, Plan},
 };
+
+/// Rows that are worth making for a moment; beyond it the endpoints that flip are closed while it lasts.
+const LARGEST_DETOUR: usize = 1 << 16;
 
 /// (Old class, new class).
 type Pair = (u32, u32);
@@ -79,7 +83,9 @@ impl Compiler {
         let pairs = pairs(movement);
         let leaving = self.leaving();
         let mut passage = Passage::default();
-        if self.conflict(&pairs, &leaving) {
+        let conflict = self.conflict(&pairs, &leaving);
+        let detour = conflict && self.has_room_for_detour(&pairs, &leaving);
+        if detour {
             self.replace_shared(&leaving, plan);
             for &(old, new) in &pairs {
                 let class = self.identities.fresh_class_id();
@@ -88,6 +94,11 @@ impl Compiler {
             }
         }
         let flips = self.flips();
+        // What is closed must not meet classes for which it has no rows.
+        let closing = flips
+            .iter()
+            .filter_map(|policy| self.closing(policy, conflict && !detour));
+        plan.flip.extend(closing.map(Op::SetPolicy));
         let moving: FxHashSet<u32> = movement.identities.iter().map(|moved| moved.identity).collect();
         self.put_identities(movement, &passage, plan);
         let last = self.move_addresses(movement, &moving, &mut passage, plan);
@@ -101,7 +112,6 @@ impl Compiler {
                 local_node: moved.local_node,
             });
         }
-        let detour = !passage.classes.is_empty();
         if detour {
             for moved in &movement.cidrs_removed {
                 plan.flip.push(Op::PutIdentity {
@@ -165,6 +175,14 @@ impl Compiler {
     fn conflict(&self, pairs: &[Pair], leaving: &FxHashSet<u32>) -> bool {
         let mut leaving = leaving.iter().filter_map(|id| self.tables.tables.get(id));
         leaving.any(|table| pairs.iter().any(|&(old, new)| table.row_of(old) != table.row_of(new)))
+    }
+
+    /// Whether rows for classes of a moment fit. If not, endpoints that flip are closed for that moment instead.
+    fn has_room_for_detour(&self, pairs: &[Pair], leaving: &FxHashSet<u32>) -> bool {
+        let twins = leaving.iter().filter_map(|id| self.tables.tables.get(id));
+        let twins: usize = twins.map(|table| table.rows.len() + pairs.len()).sum();
+        let more = twins + pairs.len() * self.tables.tables.len();
+        more <= LARGEST_DETOUR && self.room_for_rows(more)
     }
 
     /// Tables that some endpoints leave while others stay or come get a twin for those.
@@ -276,6 +294,17 @@ impl Compiler {
             .filter(|(policy, told)| Some(*policy) != *told)
             .map(|(policy, _)| policy)
             .collect()
+    }
+
+    /// What it was told, with the directions closed that were open and are to be closed; `all`: those that flip too.
+    fn closing(&self, policy: &EndpointPolicy, all: bool) -> Option<EndpointPolicy> {
+        let told = self.endpoints.get(policy.endpoint).and_then(|endpoint| endpoint.told)?;
+        let closing = EndpointPolicy {
+            egress_closed: told.egress_closed || policy.egress_closed || all && told.egress != policy.egress,
+            ingress_closed: told.ingress_closed || policy.ingress_closed || all && told.ingress != policy.ingress,
+            ..told
+        };
+        (closing != told).then_some(closing)
     }
 
     /// What the kernel is told of an endpoint that obeys these tables.

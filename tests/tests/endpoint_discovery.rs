@@ -258,7 +258,7 @@ fn addresses_that_lead_to_different_interfaces_are_reported_and_the_uplink_is_re
 }
 
 #[test]
-fn a_bridge_port_that_claims_anothers_address_does_not_get_its_policy() -> Result<()> {
+fn a_bridge_port_that_claims_the_address_of_another_pod_does_not_get_its_policy() -> Result<()> {
     let mut lab = Lab::new(Families::V4)?;
     lab.add_node("one", Layout::Bridge)?;
     lab.add_pods(&[PodPlan::new("x/a", "one"), PodPlan::new("x/evil", "one")])?;

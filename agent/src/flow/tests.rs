@@ -136,7 +136,7 @@ fn a_denied_flow_says_who_denied_it() {
 }
 
 #[test]
-fn a_spoofed_source_is_no_policys_doing() {
+fn a_spoofed_source_is_no_doing_of_a_policy() {
     let event = Event {
         time: SECOND,
         key: key(IPPROTO_TCP, ("2001:db8::bad", 1), ("2001:db8::21", 80)),
@@ -252,7 +252,7 @@ fn a_flow_that_timed_out_has_ended_with_its_last_packet() {
 }
 
 #[test]
-fn a_probe_of_the_node_is_no_policys_doing() {
+fn a_probe_of_the_node_is_no_doing_of_a_policy() {
     let event = Event {
         time: SECOND,
         key: key(IPPROTO_TCP, ("10.0.0.10", 8080), ("10.0.0.1", 50000)),

@@ -231,7 +231,7 @@ impl Identities {
 
     #[must_use]
     pub fn cidr_count(&self) -> usize {
-        self.regions.len()
+        self.regions.count()
     }
 
     /// Identities in use, and those that wait to be given out again.

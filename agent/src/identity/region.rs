@@ -143,7 +143,7 @@ impl<T> Regions<T> {
     }
 
     #[must_use]
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.map.len()
     }
 

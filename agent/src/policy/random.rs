@@ -60,7 +60,7 @@ impl Random {
         Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
     }
 
-    pub fn next(&mut self) -> u64 {
+    pub fn draw(&mut self) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;
@@ -69,7 +69,7 @@ impl Random {
 
     /// Less than `end`, which is not 0.
     pub fn below(&mut self, end: usize) -> usize {
-        (self.next() >> 33) as usize % end
+        (self.draw() >> 33) as usize % end
     }
 
     /// True once in `n` times.
@@ -185,7 +185,7 @@ fn ports(random: &mut Random) -> Vec<PortMatch> {
         .map(|_| match random.below(4) {
             0 => PortMatch::Named((*random.pick(&PORT_NAMES)).into()),
             1 => {
-                let (a, b) = (*random.pick(&PORTS), random.next() as u16);
+                let (a, b) = (*random.pick(&PORTS), random.draw() as u16);
                 PortMatch::Range(a.min(b)..=a.max(b))
             }
             _ => {
@@ -403,7 +403,7 @@ pub fn flow(random: &mut Random) -> Flow {
     let has_ports = matches!(protocol, 6 | 17 | 132);
     let port = |random: &mut Random| match random.below(3) {
         _ if !has_ports => 0,
-        0 => random.next() as u16,
+        0 => random.draw() as u16,
         _ => *random.pick(&PORTS),
     };
     let kind = *random.pick(&[0, 8, 128, 255, 3]);

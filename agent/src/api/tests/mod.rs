@@ -136,7 +136,7 @@ fn semantic_1_policy_types_inferred_and_given() {
 }
 
 #[test]
-fn semantic_2_isolation_is_of_the_policys_own_namespace_in_the_default_tier() {
+fn semantic_2_isolation_is_of_the_policy_s_own_namespace_in_the_default_tier() {
     let policy = valid(json!({"podSelector": {"matchLabels": {"app": "web"}}}));
     assert_eq!(
         policy.subject,

@@ -287,8 +287,7 @@ impl Walk<'_> {
             return;
         }
         let mut rest: SmallVec<[(u16, u16, u32); 4]> = SmallVec::new();
-        for at in from..to {
-            let (first, last, node) = open[at];
+        for &(first, last, node) in &open[from..to] {
             let hit_node = self.child(node, hit);
             let inner = (first.max(lo), last.min(hi), hit_node);
             if first < lo {

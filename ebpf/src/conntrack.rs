@@ -23,6 +23,7 @@ use crate::{
     open::{open, rejudge},
     parse::transport::Icmp,
     scratch::Scratch,
+    stage::{memory, stage},
 };
 
 #[map]
@@ -37,11 +38,12 @@ const SHORTEST_LIFETIME: u64 = CtEntry::lifetime(IPPROTO_TCP, State::Closed);
 const EEXIST: i32 = -17;
 
 /// Which of the two maps an entry is in.
+#[repr(u8)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
     /// Both sides have spoken (of TCP: the opener has acknowledged), or the flow was adopted.
-    Confirmed,
-    Unconfirmed,
+    Confirmed = 1,
+    Unconfirmed = 2,
 }
 
 /// How an insertion went.
@@ -54,6 +56,24 @@ pub enum Inserted {
 }
 
 impl Place {
+    /// A place, or none, as a stage's argument.
+    #[inline(always)]
+    pub const fn number(place: Option<Self>) -> u32 {
+        match place {
+            Some(place) => place as u32,
+            None => 0,
+        }
+    }
+
+    #[inline(always)]
+    pub const fn of_number(number: u32) -> Option<Self> {
+        match number {
+            1 => Some(Self::Confirmed),
+            2 => Some(Self::Unconfirmed),
+            _ => None,
+        }
+    }
+
     #[inline(always)]
     const fn map(self) -> &'static LruHashMap<CtKey, CtEntry> {
         match self {
@@ -114,37 +134,36 @@ pub fn find(key: &CtKey) -> Option<(*mut CtEntry, Place)> {
 
 /// Passes a packet by its flow's entry, or judges it.
 #[inline(always)]
-pub fn follow(endpoint: &mut Endpoint, scratch: &mut Scratch) -> Reason {
+pub fn follow(endpoint: *const EndpointEntry, scratch: &mut Scratch) -> Reason {
     let flow = &mut scratch.flow;
     let mut replaces = None;
     if let Some((entry, place)) = find(&flow.key) {
         // SAFETY: a live map element of integers; that other processors write to them is expected (see above).
         let known = unsafe { &*entry };
         if continues(known, flow) {
-            let Some(reason) = current(known, endpoint) else {
+            let Some(reason) = current(known, &scratch.endpoint) else {
                 return rejudge(endpoint, scratch, entry, place, true);
             };
             flow.decision = known.decision;
             touch(entry, flow);
             if matches!(place, Place::Unconfirmed) {
-                promote(entry, scratch);
+                // SAFETY: a live map element, and this packet's working memory.
+                unsafe { weir_promote(scratch, entry) };
             }
             return reason;
         }
         replaces = Some(place);
     }
-    // One call, and its argument in memory: the verifier walks `open` once, not once for each way to it.
-    scratch.open.replaces = replaces;
-    open(endpoint, scratch)
+    open(endpoint, scratch, replaces)
 }
 
 /// Passes an ICMP error by the entry of the flow that it quotes, whose key the packet has taken over.
 #[inline(always)]
-pub fn follow_related(endpoint: &mut Endpoint, scratch: &mut Scratch) -> Option<Reason> {
+pub fn follow_related(endpoint: *const EndpointEntry, scratch: &mut Scratch) -> Option<Reason> {
     let (entry, place) = find(&scratch.flow.key)?;
     // SAFETY: as in `follow`.
     let known = unsafe { &*entry };
-    let reason = match current(known, endpoint) {
+    let reason = match current(known, &scratch.endpoint) {
         Some(reason) => reason,
         None => rejudge(endpoint, scratch, entry, place, false),
     };
@@ -198,7 +217,7 @@ fn continues(entry: &CtEntry, flow: &Flow) -> bool {
 
 /// Remembers a packet in its flow's entry.
 #[inline(always)]
-fn touch(entry: *mut CtEntry, flow: &Flow) {
+fn touch(entry: *mut CtEntry, flow: &mut Flow) {
     // SAFETY: a live map element. Only counters, times and flags of one side are written, so that an element that
     // was recycled meanwhile gets no rights, but a wrong count at worst.
     unsafe {
@@ -217,25 +236,42 @@ fn touch(entry: *mut CtEntry, flow: &Flow) {
             let before = (*entry).state(flow.key.protocol());
             kernel::write(&raw mut (*side).flags, flags | flow.flags);
             if flow.may_close() && !matches!(before, State::Closed) {
-                close(entry, flow);
+                weir_close(flow, entry);
             }
         }
     }
 }
 
-/// Tells the agent if the packet has closed its flow.
-#[inline(never)]
-fn close(entry: *mut CtEntry, flow: &Flow) {
-    // SAFETY: a live map element of integers.
-    let known = unsafe { &*entry };
-    if matches!(known.state(flow.key.protocol()), State::Closed) && known.decision.allows() {
-        event::ended(flow, entry, Reason::Established);
+stage! {
+    /// Tells the agent if the packet has closed its flow.
+    pub fn weir_close(flow: *mut Flow, entry: *const CtEntry) -> u32 {
+        // SAFETY: this packet's working memory, and a live map element of integers.
+        let (Some(flow), Some(known)) = (unsafe { (memory(flow), entry.as_ref()) }) else {
+            return 0;
+        };
+        if matches!(known.state(flow.key.protocol()), State::Closed) && known.decision.allows() {
+            // SAFETY: as above.
+            unsafe { event::weir_ended(flow, entry, Reason::Established as u32) };
+        }
+        0
     }
 }
 
-/// Moves an entry to the confirmed map once its flow is open. (One that was refused stays: whoever makes a pod send
-/// resets must not be able to evict live connections.)
-#[inline(never)]
+stage! {
+    /// Moves an entry to the confirmed map once its flow is open. (One that was refused stays: whoever makes a pod send
+    /// resets must not be able to evict live connections.)
+    pub fn weir_promote(scratch: *mut Scratch, entry: *mut CtEntry) -> u32 {
+        // SAFETY: this packet's working memory.
+        if let Some(scratch) = unsafe { memory(scratch) }
+            && !entry.is_null()
+        {
+            promote(entry, scratch);
+        }
+        0
+    }
+}
+
+#[inline(always)]
 fn promote(entry: *mut CtEntry, scratch: &mut Scratch) {
     let key = &scratch.flow.key;
     let copy = &mut scratch.open.entry;

@@ -8,17 +8,18 @@ use crate::kernel;
 #[map]
 static ENDPOINTS: HashMap<u32, EndpointEntry> = HashMap::with_max_entries(4096, 0);
 
-/// An endpoint's map element, and the part of it that every packet needs.
+/// Which version of an endpoint a packet is judged by, and the part of it that every packet needs.
 ///
-/// The element can be recycled for another endpoint while it is read. It is always written whole, from its first
+/// The endpoint's map element can be recycled for another endpoint while it is read. It is always written whole, from its first
 /// word to its last. So who reads the last word first, then what it wants, then the first word, and finds the two
 /// words equal, has read one version. (Loads are not reordered with loads on x86-64; elsewhere this rests on the
 /// helper calls between them.)
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
 pub struct Endpoint {
-    entry: *const EndpointEntry,
-    ifindex: u32,
     stamp: u64,
-    pub flags: u32,
+    ifindex: u32,
+    flags: u32,
 }
 
 /// What an endpoint obeys in one direction, and since when.
@@ -40,12 +41,12 @@ macro_rules! field {
 }
 
 impl Endpoint {
-    /// The endpoint behind an interface.
+    /// Finds the endpoint behind an interface; returns its map element.
     ///
     /// # Errors
     /// [`Reason::NoEndpoint`], or [`Reason::Unstable`] where the value changed during two reads.
     #[inline(always)]
-    pub fn find(ifindex: u32) -> Result<Self, Reason> {
+    pub fn find(&mut self, ifindex: u32) -> Result<*const EndpointEntry, Reason> {
         let mut tries = 0;
         loop {
             let Some(entry) = ENDPOINTS.get_ptr(&ifindex) else {
@@ -55,12 +56,10 @@ impl Endpoint {
             let found = field!(entry, ifindex);
             let flags = field!(entry, flags);
             if field!(entry, stamp) == stamp && found == ifindex {
-                return Ok(Self {
-                    entry,
-                    ifindex,
-                    stamp,
-                    flags,
-                });
+                self.stamp = stamp;
+                self.ifindex = ifindex;
+                self.flags = flags;
+                return Ok(entry);
             }
             tries += 1;
             if tries == 2 {
@@ -104,33 +103,32 @@ impl Endpoint {
 
     /// True while the element still holds the version that was read.
     #[inline(always)]
-    pub fn is_current(&self) -> bool {
-        field!(self.entry, stamp) == self.stamp
+    pub fn is_current(&self, entry: *const EndpointEntry) -> bool {
+        field!(entry, stamp) == self.stamp
     }
 
-    /// Looks the endpoint up again after it changed; false where the interface has another owner by now.
+    /// Looks the endpoint up again after it changed; `None` where the interface has another owner by now.
     #[inline(always)]
-    pub fn refresh(&mut self) -> bool {
-        match Self::find(self.ifindex) {
-            Ok(new) if new.id() == self.id() => {
-                *self = new;
-                true
+    pub fn refresh(&mut self) -> Option<*const EndpointEntry> {
+        let old = *self;
+        match self.find(old.ifindex) {
+            Ok(entry) if self.id() == old.id() => Some(entry),
+            _ => {
+                *self = old;
+                None
             }
-            _ => false,
         }
     }
 
     /// The endpoint's own address of one family. The caller asks [`Self::is_current`] afterwards.
     #[inline(always)]
-    pub fn address(&self, v4: bool) -> Addr {
-        let entry = self.entry;
+    pub fn address(entry: *const EndpointEntry, v4: bool) -> Addr {
         if v4 { field!(entry, addr4) } else { field!(entry, addr6) }
     }
 
     /// The policy of one direction. The caller asks [`Self::is_current`] afterwards.
     #[inline(always)]
-    pub fn policy(&self, direction: Direction, view: &mut PolicyView) {
-        let entry = self.entry;
+    pub fn policy(&self, entry: *const EndpointEntry, direction: Direction, view: &mut PolicyView) {
         view.epoch = self.epoch();
         view.adopt_until = field!(entry, adopt_until);
         let policy = match direction {

@@ -13,7 +13,13 @@ use weir_common::{
     reason::Reason,
 };
 
-use crate::{counters, flow::Flow, kernel, scratch::Scratch};
+use crate::{
+    counters,
+    flow::Flow,
+    kernel,
+    scratch::Scratch,
+    stage::{memory, stage},
+};
 
 #[map]
 static CONFIG: Array<Config> = Array::with_max_entries(1, 0);
@@ -34,27 +40,45 @@ pub fn wanted() -> bool {
     }
 }
 
-/// A flow was allowed and is about to get its entry; true where the agent will hear of it.
-#[inline(never)]
-pub fn started(flow: &Flow, entry: &CtEntry, reason: Reason) -> bool {
-    let event = Parts {
-        kind: EventKind::Started,
-        reason,
-        decision: entry.decision,
-        created: entry.created,
-        flags: entry.flags,
-        packets: of_packet(flow, flow.packets),
-        bytes: of_packet(flow, flow.bytes),
-    };
-    send(flow, &event)
+stage! {
+    /// A flow was allowed, for the reason in the working memory, and is about to get its entry. Not 0 where the agent
+    /// will hear of it.
+    pub fn weir_started(scratch: *mut Scratch) -> u32 {
+        // SAFETY: this packet's working memory.
+        let Some(scratch) = (unsafe { memory(scratch) }) else {
+            return 0;
+        };
+        let flow = &scratch.flow;
+        let entry = &scratch.open.entry;
+        let event = Parts {
+            kind: EventKind::Started,
+            reason: scratch.reason as u8,
+            decision: entry.decision,
+            created: entry.created,
+            flags: entry.flags,
+            packets: of_packet(flow, flow.packets),
+            bytes: of_packet(flow, flow.bytes),
+        };
+        send(flow, &event) as u32
+    }
 }
 
-/// A flow has closed, or was cut, or its entry makes room for a new flow.
-#[inline(never)]
-pub fn ended(flow: &Flow, entry: *const CtEntry, reason: Reason) {
-    if !wanted() {
-        return;
+stage! {
+    /// A flow has closed, or was cut, or its entry makes room for a new flow. `entry` is its map element or a copy.
+    pub fn weir_ended(flow: *mut Flow, entry: *const CtEntry, reason: u32) -> u32 {
+        // SAFETY: this packet's working memory.
+        let Some(flow) = (unsafe { memory(flow) }) else {
+            return 0;
+        };
+        if !entry.is_null() && wanted() {
+            ended(flow, entry, reason as u8);
+        }
+        0
     }
+}
+
+#[inline(always)]
+fn ended(flow: &Flow, entry: *const CtEntry, reason: u8) {
     // SAFETY: the entry is a live map element or a copy of one; plain data, read word by word.
     let event = unsafe {
         Parts {
@@ -77,7 +101,7 @@ pub fn ended(flow: &Flow, entry: *const CtEntry, reason: Reason) {
 }
 
 /// True where a packet of this flow was denied not long ago: at the least, if the flow was cut.
-#[inline(never)]
+#[inline(always)]
 pub fn was_denied(flow: &Flow) -> bool {
     match DENIALS.get_ptr(&flow.key) {
         // SAFETY: a live map element; one word. (If it is recycled meanwhile, another denial is as old.)
@@ -86,22 +110,39 @@ pub fn was_denied(flow: &Flow) -> bool {
     }
 }
 
-/// A packet was denied: the first one of its flow is told, the others are counted. That a flow was cut is remembered
-/// also where nobody reads events ([`was_denied`]).
-#[inline(never)]
-pub fn denied(scratch: &mut Scratch, epoch: u32, reason: Reason) {
+stage! {
+    /// A packet was denied, for the reason in the working memory: the first one of its flow is told, the others are
+    /// counted. That a flow was cut is remembered also where nobody reads events ([`was_denied`]).
+    pub fn weir_denied(scratch: *mut Scratch) -> u32 {
+        // SAFETY: this packet's working memory.
+        if let Some(scratch) = unsafe { memory(scratch) } {
+            denied(scratch);
+        }
+        0
+    }
+}
+
+#[inline(always)]
+fn denied(scratch: &mut Scratch) {
+    let Scratch {
+        reason,
+        endpoint,
+        flow,
+        denial,
+        ..
+    } = scratch;
+    let (reason, epoch) = (*reason as u8, endpoint.epoch());
     let wanted = wanted();
-    if !wanted && !matches!(reason, Reason::PolicyCut) {
+    if !wanted && reason != Reason::PolicyCut as u8 {
         return;
     }
-    let Scratch { flow, denial, .. } = scratch;
     let direction = flow.direction() as u8;
     if let Some(known) = DENIALS.get_ptr_mut(&flow.key) {
         // SAFETY: a live map element (if it is recycled meanwhile, another denial is counted a packet too many).
         unsafe {
             let last = kernel::read(&raw const (*known).last);
             if kernel::read(&raw const (*known).epoch) == epoch
-                && kernel::read(&raw const (*known).reason) == reason as u8
+                && kernel::read(&raw const (*known).reason) == reason
                 && kernel::read(&raw const (*known).direction) == direction
                 && kernel::read(&raw const (*known).icmp) == flow.icmp
                 && flow.now < last + DENIAL_LIFETIME
@@ -119,7 +160,7 @@ pub fn denied(scratch: &mut Scratch, epoch: u32, reason: Reason) {
     denial.bytes = flow.bytes as u64;
     denial.decision = flow.decision;
     denial.epoch = epoch;
-    denial.reason = reason as u8;
+    denial.reason = reason;
     denial.direction = direction;
     denial.icmp = flow.icmp;
     denial.pad = 0;
@@ -155,7 +196,7 @@ const fn of_packet(flow: &Flow, number: u32) -> [u64; 2] {
 /// What an event says beside the packet in hand.
 struct Parts {
     kind: EventKind,
-    reason: Reason,
+    reason: u8,
     decision: Decision,
     created: u64,
     flags: u16,
@@ -178,7 +219,7 @@ fn send(flow: &Flow, parts: &Parts) -> bool {
         kernel::copy_words(&raw const flow.key, &raw mut (*event).key);
         (&raw mut (*event).decision).write(parts.decision);
         (&raw mut (*event).kind).write(parts.kind as u8);
-        (&raw mut (*event).reason).write(parts.reason as u8);
+        (&raw mut (*event).reason).write(parts.reason);
         (&raw mut (*event).direction).write(flow.direction() as u8);
         (&raw mut (*event).tcp_flags).write(flow.tcp_flags);
         (&raw mut (*event).flags).write(parts.flags);

@@ -12,6 +12,7 @@ use crate::parse::{
 };
 
 /// One packet as part of a flow.
+#[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Flow {
     /// `CLOCK_MONOTONIC` (coarse), ns.

@@ -10,17 +10,36 @@ use weir_common::{
 use crate::{
     kernel,
     parse::{Network, transport::Transport},
+    scratch::Scratch,
+    stage::{memory, stage},
 };
 
 #[map]
 static FRAGMENTS: LruHashMap<FragmentKey, FragmentEntry> = LruHashMap::with_max_entries(8192, 0);
 
-/// Makes a first fragment known, or completes a later one by what its first said.
-///
+stage! {
+    /// Makes a first fragment known, or completes a later one by what its first said. 0 where the fragment must be
+    /// dropped, for the reason in the working memory.
+    pub fn weir_fragment(scratch: *mut Scratch) -> u32 {
+        // SAFETY: this packet's working memory.
+        let Some(scratch) = (unsafe { memory(scratch) }) else {
+            return 0;
+        };
+        let Scratch { reason, flow, network, header, .. } = scratch;
+        match follow(flow.key.endpoint(), flow.now, network, header) {
+            Ok(()) => 1,
+            Err(error) => {
+                *reason = error;
+                0
+            }
+        }
+    }
+}
+
 /// # Errors
 /// The fragment's reason to be dropped.
-#[inline(never)]
-pub fn follow(endpoint: u32, now: u64, network: &mut Network, transport: &mut Transport) -> Result<(), Reason> {
+#[inline(always)]
+fn follow(endpoint: u32, now: u64, network: &mut Network, transport: &mut Transport) -> Result<(), Reason> {
     let key = FragmentKey {
         endpoint_protocol: endpoint << 8 | network.fragment_protocol as u32,
         id: network.fragment_id,

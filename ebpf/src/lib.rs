@@ -25,8 +25,8 @@ mod program;
 mod related;
 mod scratch;
 mod source;
+mod stage;
 mod verdict;
 
-#[cfg(target_arch = "bpf")]
 pub use packet::Skb;
 pub use program::run;

@@ -4,7 +4,6 @@ use weir_common::{
     Addr, Direction,
     conntrack::{CtEntry, CtSide, State},
     endpoint::EndpointEntry,
-    policy::Decision,
     reason::Reason,
 };
 
@@ -14,91 +13,103 @@ use crate::{
     endpoint::Endpoint,
     event,
     flow::Flow,
-    kernel,
-    policy::{self, Maps, Question},
+    kernel, policy,
     scratch::{Open, Scratch},
+    stage::{memory, stage},
 };
 
-/// What policy said.
-#[derive(Default)]
-struct Ruling {
-    decision: Decision,
-    node: bool,
-}
-
-/// How a flow was opened.
-#[derive(Clone, Copy)]
-struct Opening {
-    opener: Direction,
-    /// ICMP: type << 8 | code of the first packet.
-    icmp: u16,
-    /// The node itself made the packet in hand, which opens the flow.
-    from_node: bool,
-}
-
-/// Judges a flow by the policy of its opener's direction, read and applied as of one version of the endpoint; false
-/// where the endpoint changed twice meanwhile.
-#[inline(always)]
-fn ask(endpoint: &mut Endpoint, scratch: &mut Scratch, opening: Opening, ruling: &mut Ruling) -> bool {
-    let key = &scratch.flow.key;
-    let Open { view, row, .. } = &mut scratch.open;
-    let question = Question {
-        key,
-        opener: opening.opener,
-        icmp: opening.icmp,
-        from_node: opening.from_node,
-    };
-    let mut tries = 0;
-    loop {
-        endpoint.policy(opening.opener, view);
-        let own: Addr = endpoint.address(key.peer.is_v4());
-        let answer = policy::judge(&Maps, &view.policy, &own, row, &question);
-        ruling.decision = answer.decision;
-        ruling.node = answer.node;
-        // Rows are removed after their endpoints have flipped: who still finds the old stamp has seen all of them.
-        if endpoint.is_current() {
-            return true;
-        }
-        tries += 1;
-        if tries == 2 || !endpoint.refresh() {
-            return false;
+stage! {
+    /// Judges a flow, about which the working memory holds a question, by the policy of its opener's direction, read
+    /// and applied as of one version of the endpoint; 0 where the endpoint changed twice meanwhile.
+    pub fn weir_ask(scratch: *mut Scratch, endpoint: *const EndpointEntry) -> u32 {
+        // SAFETY: this packet's working memory.
+        match unsafe { memory(scratch) } {
+            Some(scratch) if !endpoint.is_null() => ask(endpoint, scratch) as u32,
+            _ => 0,
         }
     }
 }
 
-/// Judges a packet that no entry explains, and makes one where it may pass. `scratch.open.replaces` says where
-/// a dead entry of the same key lies, or a live one of the other direction's.
-#[inline(never)]
-pub fn open(endpoint: &mut Endpoint, scratch: &mut Scratch) -> Reason {
-    let replaces = scratch.open.replaces;
-    let mut ruling = Ruling::default();
+#[inline(always)]
+fn ask(mut entry: *const EndpointEntry, scratch: &mut Scratch) -> bool {
+    let mut tries = 0;
+    loop {
+        let Scratch {
+            endpoint, flow, open, ..
+        } = &mut *scratch;
+        endpoint.policy(entry, open.question.opener(), &mut open.view);
+        open.question.own = Endpoint::address(entry, flow.key.peer.is_v4());
+        // SAFETY: this packet's working memory.
+        unsafe { policy::weir_judge(scratch) };
+        // Rows are removed after their endpoints have flipped: who still finds the old stamp has seen all of them.
+        if scratch.endpoint.is_current(entry) {
+            return true;
+        }
+        tries += 1;
+        if tries == 2 {
+            return false;
+        }
+        entry = match scratch.endpoint.refresh() {
+            Some(entry) => entry,
+            None => return false,
+        };
+    }
+}
+
+/// Judges a packet that no entry explains, and makes one where it may pass. `replaces` says where a dead entry of the
+/// same key lies, or a live one of the other direction's.
+#[inline(always)]
+pub fn open(endpoint: *const EndpointEntry, scratch: &mut Scratch, replaces: Option<Place>) -> Reason {
+    // SAFETY: this packet's working memory, and a live map element.
+    unsafe { weir_open(scratch, endpoint, Place::number(replaces)) };
+    // SAFETY: this packet's working memory, where there is always a reason.
+    unsafe { kernel::read(&raw const scratch.reason) }
+}
+
+stage! {
+    /// [`open`]; the reason is in the working memory.
+    pub fn weir_open(scratch: *mut Scratch, endpoint: *const EndpointEntry, replaces: u32) -> u32 {
+        // SAFETY: this packet's working memory.
+        if let Some(scratch) = unsafe { memory(scratch) }
+            && !endpoint.is_null()
+        {
+            scratch.reason = judge(endpoint, scratch, Place::of_number(replaces));
+        }
+        0
+    }
+}
+
+#[inline(always)]
+fn judge(endpoint: *const EndpointEntry, scratch: &mut Scratch, replaces: Option<Place>) -> Reason {
     let mut opener = scratch.flow.direction();
     let mut adopted = false;
     let mut first = true;
     loop {
-        let flow = &scratch.flow;
-        let opening = Opening {
-            opener,
-            icmp: flow.icmp,
-            from_node: first && flow.from_node && !flow.from_pod,
-        };
-        if !ask(endpoint, scratch, opening, &mut ruling) {
+        let Scratch { flow, open, .. } = &mut *scratch;
+        open.question.icmp = flow.icmp;
+        open.question.opened_by_peer = matches!(opener, Direction::Ingress);
+        open.question.from_node = first && flow.from_node && !flow.from_pod;
+        // SAFETY: this packet's working memory, and a live map element.
+        if unsafe { weir_ask(scratch, endpoint) } == 0 {
             return Reason::Unstable;
         }
-        let flow = &mut scratch.flow;
+        let Scratch { flow, open, .. } = &mut *scratch;
         if first {
-            flow.decision = ruling.decision;
-            adopted = flow.is_midflow() && flow.now < scratch.open.view.adopt_until;
+            flow.decision = open.answer.decision;
+            adopted = flow.is_midflow() && flow.now < open.view.adopt_until;
         }
         // Who opened a connection that is older than this interface's programs is not known: either side will do.
         // But one that was cut is not older, and its next packet must not bring it back to life from the other side.
-        if ruling.decision.allows() || !adopted || !first || event::was_denied(flow) {
+        if open.answer.decision.allows() || !adopted || !first || event::was_denied(flow) {
             break;
         }
         first = false;
         opener = opener.reverse();
     }
-    let flow = &mut scratch.flow;
+    let Scratch {
+        endpoint, flow, open, ..
+    } = &mut *scratch;
+    let ruling = open.answer;
     let allowed = ruling.decision.allows();
     if allowed {
         flow.decision = ruling.decision;
@@ -124,9 +135,10 @@ pub fn open(endpoint: &mut Endpoint, scratch: &mut Scratch) -> Reason {
     }
 
     if let Some(place) = replaces {
-        bury(flow, place);
+        // SAFETY: this packet's working memory.
+        unsafe { weir_bury(flow, Place::number(Some(place))) };
     }
-    let entry = &mut scratch.open.entry;
+    let entry = &mut open.entry;
     entry.epoch = endpoint.epoch();
     entry.decision = flow.decision;
     entry.created = flow.now;
@@ -144,11 +156,13 @@ pub fn open(endpoint: &mut Endpoint, scratch: &mut Scratch) -> Reason {
     }
     clear(entry);
     remember(entry, flow);
-    if allowed && event::wanted() && event::started(flow, entry, reason) {
-        entry.flags |= CtEntry::REPORTED;
+    scratch.reason = reason;
+    // SAFETY: this packet's working memory.
+    if allowed && event::wanted() && unsafe { event::weir_started(scratch) } != 0 {
+        scratch.open.entry.flags |= CtEntry::REPORTED;
     }
     let place = if adopted { Place::Confirmed } else { Place::Unconfirmed };
-    match place.insert(&flow.key, entry) {
+    match place.insert(&scratch.flow.key, &scratch.open.entry) {
         Inserted::Yes | Inserted::Exists => reason,
         Inserted::Failed => Reason::TableFull,
     }
@@ -156,9 +170,40 @@ pub fn open(endpoint: &mut Endpoint, scratch: &mut Scratch) -> Reason {
 
 /// Judges a flow again, as it was opened, because its endpoint's decisions have changed since. `entry` is its element
 /// in `place`; `counts` tells whether the packet is one of the flow's own.
-#[inline(never)]
+#[inline(always)]
 pub fn rejudge(
-    endpoint: &mut Endpoint,
+    endpoint: *const EndpointEntry,
+    scratch: &mut Scratch,
+    entry: *mut CtEntry,
+    place: Place,
+    counts: bool,
+) -> Reason {
+    // SAFETY: this packet's working memory, and live map elements.
+    unsafe { weir_rejudge(scratch, endpoint, entry, Place::number(Some(place)), counts as u32) };
+    // SAFETY: this packet's working memory, where there is always a reason.
+    unsafe { kernel::read(&raw const scratch.reason) }
+}
+
+stage! {
+    /// [`rejudge`]; the reason is in the working memory.
+    pub fn weir_rejudge(
+        scratch: *mut Scratch, endpoint: *const EndpointEntry, entry: *mut CtEntry, place: u32, counts: u32,
+    ) -> u32 {
+        // SAFETY: this packet's working memory.
+        if let Some(scratch) = unsafe { memory(scratch) }
+            && let Some(place) = Place::of_number(place)
+            && !endpoint.is_null()
+            && !entry.is_null()
+        {
+            scratch.reason = judge_again(endpoint, scratch, entry, place, counts != 0);
+        }
+        0
+    }
+}
+
+#[inline(always)]
+fn judge_again(
+    endpoint: *const EndpointEntry,
     scratch: &mut Scratch,
     entry: *mut CtEntry,
     place: Place,
@@ -170,39 +215,46 @@ pub fn rejudge(
         // Recycled before or during the copy: the packet's sender will send it again.
         return Reason::Unstable;
     }
-    let old = &scratch.open.entry;
-    let mut ruling = Ruling {
-        decision: old.decision,
-        node: true,
-    };
-    if old.flags & CtEntry::NODE == 0 {
-        let opening = Opening {
-            opener: old.opener(),
-            icmp: old.opener_icmp,
-            from_node: false,
-        };
-        if !ask(endpoint, scratch, opening, &mut ruling) {
+    let Open {
+        question,
+        answer,
+        entry: old,
+        ..
+    } = &mut scratch.open;
+    if old.flags & CtEntry::NODE != 0 {
+        answer.decision = old.decision;
+    } else {
+        question.icmp = old.opener_icmp;
+        question.opened_by_peer = matches!(old.opener(), Direction::Ingress);
+        question.from_node = false;
+        // SAFETY: this packet's working memory, and a live map element.
+        if unsafe { weir_ask(scratch, endpoint) } == 0 {
             return Reason::Unstable;
         }
     }
     let Scratch {
+        endpoint,
         flow,
-        open: Open { entry: copy, .. },
+        open: Open {
+            answer, entry: copy, ..
+        },
         ..
     } = scratch;
-    flow.decision = ruling.decision;
-    let allowed = ruling.decision.allows();
+    let decision = answer.decision;
+    flow.decision = decision;
+    let allowed = decision.allows();
     if !allowed && !endpoint.has(EndpointEntry::AUDIT) {
         place.remove(&flow.key);
         if copy.decision.allows() {
-            event::ended(flow, &raw const *copy, Reason::PolicyCut);
+            // SAFETY: this packet's working memory.
+            unsafe { event::weir_ended(flow, &raw const *copy, Reason::PolicyCut as u32) };
         }
         return Reason::PolicyCut;
     }
     let protocol = flow.key.protocol();
     let was_closed = matches!(copy.state(protocol), State::Closed);
     copy.epoch = endpoint.epoch();
-    copy.decision = ruling.decision;
+    copy.decision = decision;
     if counts {
         remember(copy, flow);
     }
@@ -213,7 +265,8 @@ pub fn rejudge(
         return Reason::PolicyCut;
     }
     if flow.may_close() && !was_closed && matches!(copy.state(protocol), State::Closed) {
-        event::ended(flow, &raw const *copy, Reason::Rejudged);
+        // SAFETY: this packet's working memory.
+        unsafe { event::weir_ended(flow, &raw const *copy, Reason::Rejudged as u32) };
     }
     Reason::Rejudged
 }
@@ -248,14 +301,27 @@ fn remember(entry: &mut CtEntry, flow: &Flow) {
     side.flags |= flow.flags;
 }
 
-/// Removes the entry that a new flow replaces. Its end is told unless that was done when it closed.
-#[inline(never)]
-fn bury(flow: &Flow, place: Place) {
+stage! {
+    /// Removes the entry that a new flow replaces. Its end is told unless that was done when it closed.
+    pub fn weir_bury(flow: *mut Flow, place: u32) -> u32 {
+        // SAFETY: this packet's working memory.
+        if let Some(flow) = unsafe { memory(flow) }
+            && let Some(place) = Place::of_number(place)
+        {
+            bury(flow, place);
+        }
+        0
+    }
+}
+
+#[inline(always)]
+fn bury(flow: &mut Flow, place: Place) {
     if let Some(entry) = place.get(&flow.key) {
         // SAFETY: a live map element of integers.
         let old = unsafe { &*entry };
         if old.decision.allows() && !matches!(old.state(flow.key.protocol()), State::Closed) {
-            event::ended(flow, entry, Reason::Established);
+            // SAFETY: this packet's working memory, and a live map element.
+            unsafe { event::weir_ended(flow, entry, Reason::Established as u32) };
         }
     }
     place.remove(&flow.key);

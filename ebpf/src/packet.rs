@@ -1,6 +1,5 @@
 //! The packet as the hook hands it over.
 
-#[cfg(target_arch = "bpf")]
 use aya_ebpf::bindings::__sk_buff;
 
 /// What the logic needs of a packet. The kernel's `__sk_buff` in the programs, a slice of bytes in unit tests.
@@ -23,11 +22,9 @@ pub trait Packet: Copy {
 }
 
 /// The kernel's packet.
-#[cfg(target_arch = "bpf")]
 #[derive(Clone, Copy)]
 pub struct Skb(*mut __sk_buff);
 
-#[cfg(target_arch = "bpf")]
 impl Skb {
     /// # Safety
     /// `skb` must be the context that the kernel gave to the running program.
@@ -35,9 +32,14 @@ impl Skb {
     pub const unsafe fn new(skb: *mut __sk_buff) -> Self {
         Self(skb)
     }
+
+    /// The context, to be handed to a stage.
+    #[inline(always)]
+    pub const fn context(self) -> *mut __sk_buff {
+        self.0
+    }
 }
 
-#[cfg(target_arch = "bpf")]
 macro_rules! field {
     ($self:ident, $field:ident) => {
         // SAFETY: `Skb::new` was promised the running program's context; the verifier checks the field's offset.
@@ -45,7 +47,6 @@ macro_rules! field {
     };
 }
 
-#[cfg(target_arch = "bpf")]
 impl Packet for Skb {
     #[inline(always)]
     fn len(&self) -> u32 {

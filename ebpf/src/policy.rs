@@ -16,7 +16,12 @@ use weir_common::{
     },
 };
 
-use crate::{flow::same, kernel};
+use crate::{
+    flow::same,
+    kernel,
+    scratch::{Open, Scratch},
+    stage::{memory, stage},
+};
 
 #[map]
 static ADDRESSES: HashMap<Addr, AddressEntry> = HashMap::with_max_entries(262_144, BPF_F_NO_PREALLOC);
@@ -133,36 +138,64 @@ const fn high(word: u64) -> u32 {
 }
 
 /// What is asked about a flow.
-#[derive(Clone, Copy)]
-pub struct Question<'a> {
-    pub key: &'a CtKey,
-    /// Direction of the flow's first packet.
-    pub opener: Direction,
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+pub struct Question {
+    /// The endpoint's address of the flow's family.
+    pub own: Addr,
     /// ICMP: type << 8 | code of the flow's first packet.
     pub icmp: u16,
+    /// Direction of the flow's first packet: ingress.
+    pub opened_by_peer: bool,
     /// The node itself made the packet in hand, and that packet opens the flow.
     pub from_node: bool,
 }
 
+impl Question {
+    /// Direction of the flow's first packet.
+    #[inline(always)]
+    pub const fn opener(&self) -> Direction {
+        if self.opened_by_peer {
+            Direction::Ingress
+        } else {
+            Direction::Egress
+        }
+    }
+}
+
 /// What policy says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Answer {
     pub decision: Decision,
     /// Exempt, as the node itself talks to its pod.
     pub node: bool,
 }
 
-/// Judges a flow by one direction of its endpoint's policy. `own` is the endpoint's address of the flow's family;
-/// `row` is working memory.
+stage! {
+    /// Puts the question in the working memory to the kernel's tables.
+    pub fn weir_judge(scratch: *mut Scratch) -> u32 {
+        // SAFETY: this packet's working memory.
+        let Some(scratch) = (unsafe { memory(scratch) }) else {
+            return 0;
+        };
+        let Scratch { flow, open, .. } = scratch;
+        let Open { question, answer, view, row, .. } = open;
+        *answer = judge(&Maps, &view.policy, row, &flow.key, question);
+        1
+    }
+}
+
+/// Judges a flow by one direction of its endpoint's policy. `row` is working memory.
 #[inline(always)]
 pub fn judge<T: Tables>(
     tables: &T,
     policy: &DirectionPolicy,
-    own: &Addr,
     row: &mut Row,
-    question: &Question<'_>,
+    key: &CtKey,
+    question: &Question,
 ) -> Answer {
-    let key = question.key;
+    let own = &question.own;
     // A missing address is `::`, which is nobody's.
     if same(&key.peer, own) && own.0[0] | own.0[1] | own.0[2] | own.0[3] != 0 {
         return Answer {
@@ -192,7 +225,7 @@ pub fn judge<T: Tables>(
         }
     }
     Answer {
-        decision: decide(tables, row, question),
+        decision: decide(tables, row, key, question),
         node: false,
     }
 }
@@ -217,11 +250,10 @@ fn identify<T: Tables>(tables: &T, addr: &Addr) -> IdentityEntry {
 
 /// What a row says of the flow's protocol and ports.
 #[inline(always)]
-fn decide<T: Tables>(tables: &T, row: &Row, question: &Question<'_>) -> Decision {
-    let key = question.key;
+fn decide<T: Tables>(tables: &T, row: &Row, key: &CtKey, question: &Question) -> Decision {
     let protocol = key.protocol();
     let slot = Slot::of(protocol, key.peer.is_v4());
-    let (source, destination) = match (slot, question.opener) {
+    let (source, destination) = match (slot, question.opener()) {
         (Slot::Icmp, _) => (0, question.icmp),
         (_, Direction::Egress) => (key.local_port, key.peer_port),
         (_, Direction::Ingress) => (key.peer_port, key.local_port),

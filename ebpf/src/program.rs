@@ -6,11 +6,11 @@ use crate::{
     conntrack,
     endpoint::Endpoint,
     fragment, kernel,
-    packet::Packet,
+    packet::{Packet as _, Skb},
     parse::{
         Extent,
         ethernet::{self, Link},
-        ipv4, ipv6,
+        failure, ipv4, ipv6,
         transport::{self, Icmp},
     },
     related,
@@ -20,17 +20,17 @@ use crate::{
 
 /// Handles one packet of one direction; returns what the TC hook is to do with it.
 #[inline(always)]
-pub fn run<P: Packet>(packet: P, direction: Direction) -> i32 {
+pub fn run(packet: Skb, direction: Direction) -> i32 {
     let ifindex = packet.ifindex();
     let packets = packet.segments();
-    let mut endpoint = match Endpoint::find(ifindex) {
-        Ok(endpoint) => endpoint,
-        Err(reason) => return verdict::leave(reason, direction, packets, packet.len()),
-    };
     let Some(scratch) = scratch::of(direction) else {
         return verdict::leave(Reason::Unstable, direction, packets, packet.len());
     };
-    let start = if endpoint.has(EndpointEntry::LAYER3) {
+    let endpoint = match scratch.endpoint.find(ifindex) {
+        Ok(endpoint) => endpoint,
+        Err(reason) => return verdict::leave(reason, direction, packets, packet.len()),
+    };
+    let start = if scratch.endpoint.has(EndpointEntry::LAYER3) {
         0
     } else {
         ethernet::HEADER
@@ -42,25 +42,26 @@ pub fn run<P: Packet>(packet: P, direction: Direction) -> i32 {
     flow.ifindex = ifindex;
     flow.from_pod = matches!(direction, Direction::Egress);
     flow.from_node = packet.ingress_ifindex() == 0;
-    flow.key.endpoint_protocol = endpoint.id() << 8;
-    scratch.reason = judge(packet, start, &mut endpoint, scratch);
-    verdict::exit(&endpoint, scratch)
+    flow.key.endpoint_protocol = scratch.endpoint.id() << 8;
+    scratch.reason = judge(packet, start, endpoint, scratch);
+    verdict::exit(scratch)
 }
 
 #[inline(always)]
-fn judge<P: Packet>(packet: P, start: u32, endpoint: &mut Endpoint, scratch: &mut Scratch) -> Reason {
+fn judge(packet: Skb, start: u32, entry: *const EndpointEntry, scratch: &mut Scratch) -> Reason {
     let Scratch {
+        endpoint,
         flow,
         network,
         header,
-        quoted,
         ..
     } = &mut *scratch;
     let direction = flow.direction();
     let parsed = match Link::of(packet) {
         Link::Arp => return Reason::LinkLocalControl,
         Link::Ipv4 => ipv4::parse(packet, start, Extent::Whole, network),
-        Link::Ipv6 => ipv6::parse(packet, start, Extent::Whole, network),
+        // SAFETY: the running program's context, and this packet's working memory.
+        Link::Ipv6 => unsafe { failure(ipv6::weir_ipv6(packet.context(), network, start, 0)) },
         Link::Other => Err(Reason::UnknownProtocol),
     };
     if let Err(reason) = parsed {
@@ -83,29 +84,36 @@ fn judge<P: Packet>(packet: P, start: u32, endpoint: &mut Endpoint, scratch: &mu
         return Reason::EndpointClosed;
     }
     if flow.from_pod
-        && let Err(reason) = source::check(endpoint, network)
+        && let Err(reason) = source::check(entry, scratch)
     {
         return reason;
     }
+    let Scratch { endpoint, network, .. } = &mut *scratch;
     if let Err(reason) = parsed {
         return unparsed(reason, direction, endpoint);
     }
     if network.fragment {
-        if let Err(reason) = fragment::follow(endpoint.id(), flow.now, network, header) {
-            return unparsed(reason, direction, endpoint);
+        // SAFETY: this packet's working memory.
+        if unsafe { fragment::weir_fragment(scratch) } == 0 {
+            return unparsed(scratch.reason, direction, &scratch.endpoint);
         }
+        let Scratch {
+            flow, network, header, ..
+        } = &mut *scratch;
         flow.set_transport(network, header);
     }
+    let Scratch { network, header, .. } = &*scratch;
     let error = Icmp::is(network.v4, network.protocol)
         && matches!(Icmp::of(network.v4, (header.icmp >> 8) as u8), Icmp::Error)
         && !network.is_later_fragment();
     if error
-        && related::adopt_key(packet, network, flow, quoted)
-        && let Some(reason) = conntrack::follow_related(endpoint, scratch)
+        // SAFETY: the running program's context, and this packet's working memory.
+        && unsafe { related::weir_quoted(packet.context(), scratch) } != 0
+        && let Some(reason) = conntrack::follow_related(entry, scratch)
     {
         return reason;
     }
-    conntrack::follow(endpoint, scratch)
+    conntrack::follow(entry, scratch)
 }
 
 /// What becomes of a packet whose flow cannot be told: dropped where a policy wants to know it. Pieces of datagrams

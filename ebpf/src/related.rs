@@ -1,5 +1,6 @@
 //! ICMP errors belong to the flow that they quote.
 
+use aya_ebpf::bindings::__sk_buff;
 use weir_common::{
     conntrack::CtKey,
     policy::{IPPROTO_SCTP, IPPROTO_TCP, IPPROTO_UDP},
@@ -9,19 +10,33 @@ use crate::{
     conntrack,
     flow::{Flow, ports, same},
     kernel,
-    packet::Packet,
+    packet::{Packet as _, Skb},
     parse::{
-        Extent, Network, ipv4, ipv6,
+        Extent, Network, failure, ipv4, ipv6,
         transport::{Icmp, Transport},
     },
+    scratch::Scratch,
+    stage::{memory, stage},
 };
 
 /// Length of the header before the quotation.
 const ERROR_HEADER: u32 = 8;
 
-/// If the ICMP error in hand quotes a packet of a known flow, makes that flow's key the packet's own.
-#[inline(never)]
-pub fn adopt_key<P: Packet>(packet: P, network: &Network, flow: &mut Flow, quoted: &mut Quoted) -> bool {
+stage! {
+    /// If the ICMP error in hand quotes a packet of a known flow, makes that flow's key the packet's own; else 0.
+    pub fn weir_quoted(context: *mut __sk_buff, scratch: *mut Scratch) -> u32 {
+        // SAFETY: this packet's working memory.
+        let Some(scratch) = (unsafe { memory(scratch) }) else {
+            return 0;
+        };
+        let Scratch { flow, network, quoted, .. } = scratch;
+        // SAFETY: the running program's context.
+        adopt_key(unsafe { Skb::new(context) }, network, flow, quoted) as u32
+    }
+}
+
+#[inline(always)]
+fn adopt_key(packet: Skb, network: &Network, flow: &mut Flow, quoted: &mut Quoted) -> bool {
     quoted.key.endpoint_protocol = flow.key.endpoint_protocol;
     if !quoted_key(packet, network, flow.from_pod, quoted) {
         return false;
@@ -49,7 +64,7 @@ pub struct Quoted {
 
 /// Finds the key of the flow of which an ICMP error quotes a packet. `network` is the error's own header.
 #[inline(always)]
-fn quoted_key<P: Packet>(packet: P, network: &Network, from_pod: bool, quoted: &mut Quoted) -> bool {
+fn quoted_key(packet: Skb, network: &Network, from_pod: bool, quoted: &mut Quoted) -> bool {
     let at = network.transport + ERROR_HEADER;
     let Quoted {
         network: inner,
@@ -59,7 +74,8 @@ fn quoted_key<P: Packet>(packet: P, network: &Network, from_pod: bool, quoted: &
     let parsed = if network.v4 {
         ipv4::parse(packet, at, Extent::Quoted, inner)
     } else {
-        ipv6::parse(packet, at, Extent::Quoted, inner)
+        // SAFETY: the running program's context, and this packet's working memory.
+        unsafe { failure(ipv6::weir_ipv6(packet.context(), inner, at, 1)) }
     };
     // The error goes to the sender of what it quotes; nobody else has anything to do with that flow.
     if parsed.is_err() || !same(&inner.source, &network.destination) || inner.is_later_fragment() {

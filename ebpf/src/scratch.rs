@@ -4,10 +4,10 @@ use aya_ebpf::{macros::map, maps::PerCpuArray};
 use weir_common::{Direction, conntrack::CtEntry, event::DenialEntry, policy::Row, reason::Reason};
 
 use crate::{
-    conntrack::Place,
-    endpoint::PolicyView,
+    endpoint::{Endpoint, PolicyView},
     flow::Flow,
     parse::{Network, transport::Transport},
+    policy::{Answer, Question},
     related::Quoted,
 };
 
@@ -20,6 +20,7 @@ use crate::{
 pub struct Scratch {
     /// What becomes of the packet, on its way to the exit.
     pub reason: Reason,
+    pub endpoint: Endpoint,
     pub flow: Flow,
     pub network: Network,
     pub header: Transport,
@@ -32,8 +33,8 @@ pub struct Scratch {
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
 pub struct Open {
-    /// Where the entry lies that a new one would replace.
-    pub replaces: Option<Place>,
+    pub question: Question,
+    pub answer: Answer,
     pub view: PolicyView,
     pub row: Row,
     pub entry: CtEntry,

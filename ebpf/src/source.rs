@@ -10,7 +10,13 @@ use weir_common::{
     reason::Reason,
 };
 
-use crate::{endpoint::Endpoint, flow::same, parse::Network};
+use crate::{
+    endpoint::Endpoint,
+    flow::same,
+    parse::Network,
+    scratch::Scratch,
+    stage::{memory, stage},
+};
 
 #[map]
 static SOURCES: LpmTrie<SourceKey, u32> = LpmTrie::with_max_entries(4096, 0);
@@ -20,17 +26,18 @@ static SOURCES: LpmTrie<SourceKey, u32> = LpmTrie::with_max_entries(4096, 0);
 /// # Errors
 /// [`Reason::SpoofedSource`], or [`Reason::Unstable`].
 #[inline(always)]
-pub fn check(endpoint: &mut Endpoint, network: &Network) -> Result<(), Reason> {
+pub fn check(entry: *const EndpointEntry, scratch: &mut Scratch) -> Result<(), Reason> {
+    let Scratch { endpoint, network, .. } = &mut *scratch;
     if endpoint.has(EndpointEntry::ANY_SOURCE) {
         return Ok(());
     }
-    let mut own = endpoint.address(network.v4);
-    if !endpoint.is_current() {
-        if !endpoint.refresh() {
+    let mut own = Endpoint::address(entry, network.v4);
+    if !endpoint.is_current(entry) {
+        let Some(entry) = endpoint.refresh() else {
             return Err(Reason::Unstable);
-        }
-        own = endpoint.address(network.v4);
-        if !endpoint.is_current() {
+        };
+        own = Endpoint::address(entry, network.v4);
+        if !endpoint.is_current(entry) {
             return Err(Reason::Unstable);
         }
     }
@@ -38,18 +45,33 @@ pub fn check(endpoint: &mut Endpoint, network: &Network) -> Result<(), Reason> {
     if same(&network.source, &own) && !unspecified {
         return Ok(());
     }
-    other(endpoint, network)
+    // SAFETY: this packet's working memory.
+    if unsafe { weir_other_source(scratch) } != 0 {
+        Ok(())
+    } else {
+        Err(Reason::SpoofedSource)
+    }
 }
 
-/// Checks a source that is not the endpoint's address.
-#[inline(never)]
-fn other(endpoint: &Endpoint, network: &Network) -> Result<(), Reason> {
+stage! {
+    /// Checks a source that is not the endpoint's address; 0 where the pod may not use it.
+    pub fn weir_other_source(scratch: *mut Scratch) -> u32 {
+        // SAFETY: this packet's working memory.
+        match unsafe { memory(scratch) } {
+            Some(scratch) => is_other_source(&scratch.endpoint, &scratch.network) as u32,
+            None => 0,
+        }
+    }
+}
+
+#[inline(always)]
+fn is_other_source(endpoint: &Endpoint, network: &Network) -> bool {
     // Every IPv6 interface has a link-local address of its own choice; it is good for talking on the link only.
     if !network.v4
         && network.source.is_v6_link_local()
         && (network.destination.is_v6_link_local() || network.destination.is_multicast())
     {
-        return Ok(());
+        return true;
     }
     if endpoint.has(EndpointEntry::MORE_SOURCES) {
         let key = Key::new(
@@ -59,9 +81,7 @@ fn other(endpoint: &Endpoint, network: &Network) -> Result<(), Reason> {
                 addr: network.source,
             },
         );
-        if SOURCES.get(&key).is_some() {
-            return Ok(());
-        }
+        return SOURCES.get(&key).is_some();
     }
-    Err(Reason::SpoofedSource)
+    false
 }

@@ -3,7 +3,7 @@
 use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
 use weir_common::{Direction, endpoint::EndpointEntry, reason::Reason};
 
-use crate::{counters, endpoint::Endpoint, event, kernel, scratch::Scratch};
+use crate::{counters, event, kernel, scratch::Scratch};
 
 /// What becomes of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,13 +64,14 @@ pub fn leave(reason: Reason, direction: Direction, packets: u32, bytes: u32) -> 
 
 /// Ends a packet's way through an endpoint.
 #[inline(always)]
-pub fn exit(endpoint: &Endpoint, scratch: &mut Scratch) -> i32 {
+pub fn exit(scratch: &mut Scratch) -> i32 {
     // By way of memory, so that the verifier walks the exit once and not once for each way to it.
     // SAFETY: this processor's own memory, where a reason has just been written.
     let mut reason = unsafe { kernel::read(&raw const scratch.reason) };
     if let Action::Drop = Action::of(reason) {
-        event::denied(scratch, endpoint.epoch(), reason);
-        if endpoint.has(EndpointEntry::AUDIT) {
+        // SAFETY: this packet's working memory.
+        unsafe { event::weir_denied(scratch) };
+        if scratch.endpoint.has(EndpointEntry::AUDIT) {
             reason = Reason::Audit;
         }
     }

@@ -223,6 +223,17 @@ impl Programs {
         Ok(self.program(direction)?.fd()?.as_fd())
     }
 
+    /// How many instructions the verifier walked to be sure of a program (since Linux 5.16).
+    ///
+    /// # Errors
+    /// The program is not loaded, or the kernel does not tell.
+    pub fn verified_instructions(&mut self, direction: Direction) -> Result<u32> {
+        self.program(direction)?
+            .info()?
+            .verified_instruction_count()
+            .context("the kernel does not count what it verifies")
+    }
+
     /// # Errors
     /// The map cannot be read.
     pub fn counters(&mut self) -> Result<Counters> {

@@ -16,7 +16,12 @@ pub struct Asked {
     /// By label key, so that a pod's labels are looked up without making a [`Field`] of each.
     labels: [FxHashMap<String, Arc<Field>>; 3],
     ports: FxHashMap<Arc<str>, usize>,
+    /// Fields that nobody asks for any more, and that are still told apart.
+    idle: Vec<Arc<Field>>,
 }
+
+/// Fields that nobody asks for stay told apart up to this number. (Few in tests, whose worlds have few fields.)
+const MOST_IDLE: usize = if cfg!(test) { 2 } else { 32 };
 
 /// Index into `Asked::labels`.
 #[derive(Clone, Copy, Debug)]
@@ -40,6 +45,9 @@ impl Asked {
     pub fn add(&mut self, field: &Field) -> bool {
         if let Some(count) = self.fields.get_mut(field) {
             *count += 1;
+            if *count == 1 {
+                self.idle.retain(|idle| **idle != *field);
+            }
             return false;
         }
         let field = Arc::new(field.clone());
@@ -50,20 +58,31 @@ impl Asked {
         true
     }
 
-    /// Counts one question less. True: nobody asks for it any more.
-    pub fn remove(&mut self, field: &Field) -> bool {
-        let Some(count) = self.fields.get_mut(field) else {
-            return false;
+    /// Counts one question less. Returns the fields that are not told apart any more: those that nobody has asked for
+    /// the longest, once they are many. (A policy that is changed back and forth must not move every pod each time.)
+    pub fn remove(&mut self, field: &Field) -> Vec<Arc<Field>> {
+        let Some((field, _)) = self.fields.get_key_value(field) else {
+            return Vec::new();
         };
-        *count -= 1;
-        if *count > 0 {
-            return false;
+        let field = field.clone();
+        if let Some(count) = self.fields.get_mut(&field) {
+            *count -= 1;
+            if *count > 0 {
+                return Vec::new();
+            }
         }
-        self.fields.remove(field);
-        if let Some((source, key)) = label(field) {
-            self.labels[source as usize].remove(key);
+        self.idle.push(field);
+        if self.idle.len() <= MOST_IDLE {
+            return Vec::new();
         }
-        true
+        let dropped: Vec<Arc<Field>> = self.idle.drain(..MOST_IDLE / 2).collect();
+        for field in &dropped {
+            self.fields.remove(field);
+            if let Some((source, key)) = label(field) {
+                self.labels[source as usize].remove(key);
+            }
+        }
+        dropped
     }
 
     /// As [`Asked::add`], for a port's name.
@@ -101,12 +120,6 @@ impl Asked {
     #[must_use]
     pub fn port(&self, name: &str) -> bool {
         self.ports.contains_key(name)
-    }
-
-    /// Fields and port names asked for.
-    #[must_use]
-    pub fn count(&self) -> usize {
-        self.fields.len() + self.ports.len()
     }
 }
 

@@ -51,6 +51,8 @@ pub struct Entities {
     /// Equal label sets are kept once; with those that have them.
     labels: FxHashMap<Labels, FxHashSet<u32>>,
     pub(super) sets: FxHashSet<u32>,
+    /// How many entities look like a view.
+    users: FxHashMap<u32, usize>,
 }
 
 impl Entities {
@@ -84,6 +86,32 @@ impl Entities {
 
     pub(super) fn view(&self, id: u32, asked: &Asked) -> View {
         self.subject_of(&self.entities[id]).view(asked)
+    }
+
+    /// The view of an entity and its value of a field.
+    pub(super) fn value(&self, id: u32, field: &Field) -> Option<(Option<u32>, &str)> {
+        let entity = &self.entities[id];
+        let value = self.subject_of(entity).full_field(field)?;
+        Some((entity.view, value))
+    }
+
+    pub(super) fn users_of(&self, view: u32) -> usize {
+        self.users.get(&view).copied().unwrap_or_default()
+    }
+
+    /// An entity looks otherwise than before.
+    pub(super) fn count_users(&mut self, old: Option<u32>, new: Option<u32>) {
+        if let Some(new) = new {
+            *self.users.entry(new).or_default() += 1;
+        }
+        if let Some(old) = old
+            && let Some(count) = self.users.get_mut(&old)
+        {
+            *count -= 1;
+            if *count == 0 {
+                self.users.remove(&old);
+            }
+        }
     }
 
     fn subject_of<'a>(&'a self, entity: &'a Entity) -> Subject<'a> {
@@ -335,6 +363,7 @@ impl Identities {
             }
         }
         if let Some(view) = entity.view {
+            self.entities.count_users(Some(view), None);
             self.index.release_view(view);
         }
         self.dirty.entities.remove(&id);

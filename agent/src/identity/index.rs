@@ -207,6 +207,27 @@ impl Index {
         id
     }
 
+    /// Lets a view have one field more, for which no held selector asks. False: there is such a view already.
+    pub fn extend_view(&mut self, id: u32, field: &Arc<Field>, value: &str) -> bool {
+        let mut view = View::clone(&self.views[id].view);
+        let mut fields = std::mem::take(&mut view.fields).into_vec();
+        let Err(at) = fields.binary_search_by(|(own, _)| own.cmp(field)) else {
+            return false;
+        };
+        fields.insert(at, (field.clone(), value.into()));
+        view.fields = fields.into();
+        if self.view_ids.contains_key(&view) {
+            return false;
+        }
+        let view = Arc::new(view);
+        let old = std::mem::replace(&mut self.views[id].view, view.clone());
+        self.view_ids.remove(&old);
+        self.view_ids.insert(view, id);
+        self.views_by.add(&Posting::Value(field, value), id);
+        self.views_by.add(&Posting::Has(field), id);
+        true
+    }
+
     /// Holds a view once more.
     pub fn retain_view(&mut self, id: u32) {
         self.views[id].references += 1;

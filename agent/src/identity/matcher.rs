@@ -105,11 +105,7 @@ impl Matchers {
 impl Identities {
     /// A policy exists that asks this of peers: from the next settling on they are told apart by it.
     pub fn ask(&mut self, wanted: &PeerMatch) {
-        fields_of_match(wanted, &mut |field| {
-            if self.asked.add(field) {
-                self.dirty.entities.extend(self.entities.with_field(field));
-            }
-        });
+        fields_of_match(wanted, &mut |field| self.ask_field(field));
     }
 
     /// Takes back one [`Identities::ask`].
@@ -117,9 +113,39 @@ impl Identities {
         fields_of_match(wanted, &mut |field| self.unask_field(field));
     }
 
+    /// Where all that look the same have the same value, they go on to: their view gets the field, and nobody moves.
+    fn ask_field(&mut self, field: &Field) {
+        if !self.asked.add(field) {
+            return;
+        }
+        let Some(asked) = self.asked.field(field).cloned() else {
+            return;
+        };
+        let users = self.entities.with_field(field);
+        let mut values: FxHashMap<u32, (Box<str>, usize)> = FxHashMap::default();
+        for &id in &users {
+            let entity = self.entities.value(id, field);
+            let Some((Some(view), value)) = entity else {
+                continue;
+            };
+            let same = values.entry(view).or_insert_with(|| (value.into(), 0));
+            same.1 += usize::from(*same.0 == *value);
+        }
+        values.retain(|view, (value, count)| {
+            let all = self.entities.users_of(*view) == *count;
+            all && self.index.extend_view(*view, &asked, value)
+        });
+        for id in users {
+            let view = self.entities.entities[id].view;
+            if view.is_none_or(|view| !values.contains_key(&view)) {
+                self.dirty.entities.insert(id);
+            }
+        }
+    }
+
     fn unask_field(&mut self, field: &Field) {
-        if self.asked.remove(field) {
-            self.dirty.entities.extend(self.entities.with_field(field));
+        for field in self.asked.remove(field) {
+            self.dirty.entities.extend(self.entities.with_field(&field));
         }
     }
 
@@ -267,13 +293,11 @@ impl Identities {
     }
 
     fn hold_selector(&mut self, selector: &Selector) -> u32 {
+        // First, so that the views it is tried on have all that it asks for.
+        asked::fields(selector, &mut |field| self.ask_field(field));
         let (id, new) = self.index.hold_selector(selector);
-        if new {
-            asked::fields(selector, &mut |field| {
-                if self.asked.add(field) {
-                    self.dirty.entities.extend(self.entities.with_field(field));
-                }
-            });
+        if !new {
+            asked::fields(selector, &mut |field| self.unask_field(field));
         }
         id
     }

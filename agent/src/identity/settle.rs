@@ -54,6 +54,9 @@ pub struct IdentityMove {
     pub local_node: bool,
 }
 
+/// (Address, identity that it has, view and region that it belongs to).
+type Target = (u128, Option<u32>, Option<(u32, Cidr)>);
+
 impl Identities {
     /// Brings everything up to date with what was said since the last time.
     pub fn settle(&mut self) -> Movement {
@@ -87,6 +90,7 @@ impl Identities {
             let view = self.index.hold_view(view);
             let entity = &mut self.entities.entities[id];
             entity.view = Some(view);
+            self.entities.count_users(old, Some(view));
             if self.entities.sets.contains(&id) {
                 self.dirty.sets.insert(id);
             }
@@ -146,7 +150,7 @@ impl Identities {
 
     /// Gives touched addresses the identity that is theirs now.
     fn place_addresses(&mut self) {
-        let mut targets: Vec<(u128, Option<u32>, Option<(u32, Cidr)>)> = Vec::new();
+        let mut targets: Vec<Target> = Vec::new();
         for &number in self.dirty.addresses.keys() {
             let target = self
                 .owner(number)

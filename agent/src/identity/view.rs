@@ -42,6 +42,14 @@ pub struct Subject<'a> {
 
 impl Entity for Subject<'_> {
     fn field(&self, field: &Field) -> Option<&str> {
+        self.full_field(field)
+    }
+}
+
+impl<'a> Subject<'a> {
+    /// As [`Entity::field`], for as long as the entity lives.
+    #[must_use]
+    pub fn full_field(&self, field: &Field) -> Option<&'a str> {
         match field {
             Field::Label(key) => self.labels.get(key).map(String::as_str),
             Field::NamespaceLabel(key) => self.namespace_labels?.get(key).map(String::as_str),
@@ -51,9 +59,7 @@ impl Entity for Subject<'_> {
             Field::Kind => Some(self.kind.name()),
         }
     }
-}
 
-impl Subject<'_> {
     /// Calls `visit` with each field that it has.
     pub fn each_field(&self, visit: &mut impl FnMut(Field, &str)) {
         for (key, value) in self.labels.iter() {

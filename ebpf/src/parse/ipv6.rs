@@ -1,9 +1,13 @@
 //! IPv6 and its extension headers (RFC 8200).
 
+use aya_ebpf::bindings::__sk_buff;
 use weir_common::{Addr, reason::Reason};
 
 use super::{Extent, Network};
-use crate::packet::Packet;
+use crate::{
+    packet::{Packet, Skb},
+    stage::{memory, stage},
+};
 
 const HEADER: u32 = 40;
 /// Extension headers that are followed; no packet in earnest has more.
@@ -18,9 +22,26 @@ const MOBILITY: u8 = 135;
 const HOST_IDENTITY: u8 = 139;
 const SHIM6: u8 = 140;
 
+stage! {
+    /// Parses the IPv6 header that begins at `offset`, of a packet or (`quoted` is not 0) of a quotation. The result
+    /// is 0 or the number of the reason to drop the packet: [`super::failure`].
+    pub fn weir_ipv6(context: *mut __sk_buff, network: *mut Network, offset: u32, quoted: u32) -> u32 {
+        // SAFETY: this packet's working memory.
+        let Some(network) = (unsafe { memory(network) }) else {
+            return Reason::BadHeader as u32;
+        };
+        let extent = if quoted == 0 { Extent::Whole } else { Extent::Quoted };
+        // SAFETY: the running program's context.
+        match parse(unsafe { Skb::new(context) }, offset, extent, network) {
+            Ok(()) => 0,
+            Err(reason) => reason as u32,
+        }
+    }
+}
+
 /// Parses the IPv6 header that begins at `offset`, and the chain of extension headers behind it. ESP (50) and "no
 /// next header" (59) end the chain as protocols of their own.
-#[inline(never)]
+#[inline(always)]
 pub fn parse<P: Packet>(packet: P, offset: u32, extent: Extent, network: &mut Network) -> Result<(), Reason> {
     let Some(words) = packet.load::<10>(offset) else {
         return Err(Reason::Truncated);
@@ -59,7 +80,7 @@ pub fn parse<P: Packet>(packet: P, offset: u32, extent: Extent, network: &mut Ne
 }
 
 /// Walks the chain of extension headers.
-#[inline(never)]
+#[inline(always)]
 fn extensions<P: Packet>(packet: P, network: &mut Network) -> Result<(), Reason> {
     let mut next = network.protocol;
     let mut at = network.transport;

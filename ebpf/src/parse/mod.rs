@@ -8,9 +8,10 @@ pub mod transport;
 #[cfg(test)]
 mod tests;
 
-use weir_common::Addr;
+use weir_common::{Addr, reason::Reason};
 
 /// The network layer of a packet.
+#[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Network {
     pub source: Addr,
@@ -41,6 +42,24 @@ impl Network {
     pub const fn is_later_fragment(&self) -> bool {
         self.fragment && self.fragment_offset != 0
     }
+}
+
+/// What a parsing stage's result says.
+///
+/// # Errors
+/// The reason that its number stands for.
+#[inline(always)]
+pub const fn failure(number: u32) -> Result<(), Reason> {
+    const TRUNCATED: u32 = Reason::Truncated as u32;
+    const TOO_MANY: u32 = Reason::TooManyHeaders as u32;
+    const TINY: u32 = Reason::FragmentTiny as u32;
+    Err(match number {
+        0 => return Ok(()),
+        TRUNCATED => Reason::Truncated,
+        TOO_MANY => Reason::TooManyHeaders,
+        TINY => Reason::FragmentTiny,
+        _ => Reason::BadHeader,
+    })
 }
 
 /// How strictly lengths are checked.

@@ -26,6 +26,7 @@ const ICMPV6_ECHO_REPLY: u8 = 129;
 const ECHO_PORT: u16 = 8;
 
 /// What a transport header says.
+#[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Transport {
     /// As they stand in a connection key: host order; ICMP as [`weir_common::conntrack::CtKey`] says, except that

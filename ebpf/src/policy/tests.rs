@@ -123,12 +123,12 @@ fn ask(plain: &Plain, table: u32, key: &CtKey, opener: Direction, icmp: u16, fro
     judge(
         plain,
         &policy,
-        &OWN,
         &mut row,
+        key,
         &Question {
-            key,
-            opener,
+            own: OWN,
             icmp,
+            opened_by_peer: opener == Direction::Ingress,
             from_node,
         },
     )
@@ -242,13 +242,13 @@ fn icmp_is_judged_by_type_and_code() {
     );
     // ICMPv6 within IPv4 is just another protocol.
     let other = super::Question {
-        key: &flow(58, 0, 0),
-        opener: Direction::Egress,
+        own: OWN,
         icmp: 8 << 8,
+        opened_by_peer: false,
         from_node: false,
     };
     let row = plain.rows[&(TABLE, 6)];
-    assert_eq!(decide(&plain, &row, &other), base()[4]);
+    assert_eq!(decide(&plain, &row, &flow(58, 0, 0), &other), base()[4]);
 }
 
 #[test]

@@ -381,6 +381,12 @@ impl Runner {
         if question.from == question.to {
             return Ok(records);
         }
+        // ICMP other than echo has nothing that tells one probe's flow from that of an earlier step, which lasts on and
+        // is judged again without being opened again.
+        let echo = matches!(question.port.to_be_bytes()[0], 8 | 128);
+        if question.protocol == Protocol::Icmp && !echo {
+            return Ok(records);
+        }
         let key = |direction| -> Result<RecordKey> {
             Ok(RecordKey {
                 source: self.state.lab.address(&question.from, self.family)?,

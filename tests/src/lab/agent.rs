@@ -155,6 +155,8 @@ impl Agent {
         command.args(["--attach", self.options.attach.name()]);
         if self.options.flows {
             command.arg("--flow-log").arg(&self.flow_log);
+            // Read by position, so never rotated. It goes with the lab.
+            command.args(["--flow-log-max-size", "8G"]);
         }
         command.args(&self.options.arguments);
         self.netns.command(&mut command)?;

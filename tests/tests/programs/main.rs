@@ -10,4 +10,5 @@ mod malformed;
 mod parsing;
 mod policy;
 mod sources;
+mod verifier;
 mod world;

@@ -1,5 +1,7 @@
 //! The compiler against the naive evaluator, over random worlds and their changes.
 
+mod cluster;
 mod limits;
 mod sequences;
+mod sharing;
 mod shortage;

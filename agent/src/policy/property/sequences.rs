@@ -28,7 +28,7 @@ pub const PLENTY: Capacity = Capacity {
     traces: 1 << 20,
 };
 
-fn thorough() -> bool {
+pub fn thorough() -> bool {
     std::env::var_os("WEIR_THOROUGH").is_some_and(|value| value == "1")
 }
 

@@ -325,7 +325,7 @@ impl Runner {
             for (number, key, decision) in wanted {
                 let question = &questions[number];
                 self.tally.records += 1;
-                if decision.verdict == RecordVerdict::Forwarded && has_no_identifier(question) {
+                if decision.verdict == RecordVerdict::Forwarded && has_no_identifier(question, self.family) {
                     passed.push(key);
                 }
                 match records.get(&key) {
@@ -418,9 +418,13 @@ impl Runner {
 }
 
 /// ICMP other than echo.
-fn has_no_identifier(question: &Question) -> bool {
+fn has_no_identifier(question: &Question, family: Family) -> bool {
     let [kind, _] = question.port.to_be_bytes();
-    question.protocol == Protocol::Icmp && !matches!(kind, 8 | 128)
+    let echo = match family {
+        Family::V4 => 8,
+        Family::V6 => 128,
+    };
+    question.protocol == Protocol::Icmp && kind != echo
 }
 
 const fn wire(expected: Expected) -> Verdict {

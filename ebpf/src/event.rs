@@ -17,7 +17,7 @@ use crate::{
     counters,
     flow::Flow,
     kernel,
-    scratch::Scratch,
+    scratch::{Scratch, own},
     stage::{memory, stage},
 };
 
@@ -45,7 +45,7 @@ stage! {
     /// will hear of it.
     pub fn weir_started(scratch: *mut Scratch) -> u32 {
         // SAFETY: this packet's working memory.
-        let Some(scratch) = (unsafe { memory(scratch) }) else {
+        let Some(scratch) = (unsafe { own(scratch) }) else {
             return 0;
         };
         let flow = &scratch.flow;
@@ -115,7 +115,7 @@ stage! {
     /// counted. That a flow was cut is remembered also where nobody reads events ([`was_denied`]).
     pub fn weir_denied(scratch: *mut Scratch) -> u32 {
         // SAFETY: this packet's working memory.
-        if let Some(scratch) = unsafe { memory(scratch) } {
+        if let Some(scratch) = unsafe { own(scratch) } {
             denied(scratch);
         }
         0

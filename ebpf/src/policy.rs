@@ -16,12 +16,7 @@ use weir_common::{
     },
 };
 
-use crate::{
-    flow::same,
-    kernel,
-    scratch::{Open, Scratch},
-    stage::{memory, stage},
-};
+use crate::{flow::same, kernel};
 
 #[map]
 static ADDRESSES: HashMap<Addr, AddressEntry> = HashMap::with_max_entries(262_144, BPF_F_NO_PREALLOC);
@@ -170,20 +165,6 @@ pub struct Answer {
     pub decision: Decision,
     /// Exempt, as the node itself talks to its pod.
     pub node: bool,
-}
-
-stage! {
-    /// Puts the question in the working memory to the kernel's tables.
-    pub fn weir_judge(scratch: *mut Scratch) -> u32 {
-        // SAFETY: this packet's working memory.
-        let Some(scratch) = (unsafe { memory(scratch) }) else {
-            return 0;
-        };
-        let Scratch { flow, open, .. } = scratch;
-        let Open { question, answer, view, row, .. } = open;
-        *answer = judge(&Maps, &view.policy, row, &flow.key, question);
-        1
-    }
 }
 
 /// Judges a flow by one direction of its endpoint's policy. `row` is working memory.

@@ -9,6 +9,7 @@ use crate::{
     parse::{Network, transport::Transport},
     policy::{Answer, Question},
     related::Quoted,
+    stage::memory,
 };
 
 /// What is known of the packet in hand, and what is being built because of it. Nothing in it outlives the packet.
@@ -43,6 +44,20 @@ pub struct Open {
 /// One for each direction. TC programs run with bottom halves disabled, so no two of one hook share a processor.
 #[map]
 static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(2, 0);
+
+/// A stage's own way to the working memory that its caller hands over.
+///
+/// Before kernel commit d1673304097c (Linux 6.2) keys and values for maps must lie on the stack or in a map, and what a
+/// stage's argument points to is neither as far as the verifier knows. The argument is there all the same: without it
+/// the compiler would not know that a stage changes what it points to.
+///
+/// # Safety
+/// `scratch` is null, or what [`of`] gave to the caller, with the packet's direction in it.
+#[inline(always)]
+pub unsafe fn own<'a>(scratch: *mut Scratch) -> Option<&'a mut Scratch> {
+    // SAFETY: the caller's promise.
+    of(unsafe { memory(scratch) }?.flow.direction())
+}
 
 /// This processor's working memory for packets of one direction.
 #[inline(always)]

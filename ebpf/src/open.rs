@@ -4,6 +4,7 @@ use weir_common::{
     Addr, Direction,
     conntrack::{CtEntry, CtSide, State},
     endpoint::EndpointEntry,
+    policy::Slot,
     reason::Reason,
 };
 
@@ -14,7 +15,7 @@ use crate::{
     event,
     flow::Flow,
     kernel,
-    policy::{self, Maps},
+    policy::{self, Maps, Policy},
     scratch::{Open, Scratch, own},
     stage::stage,
 };
@@ -35,19 +36,14 @@ stage! {
 fn ask(mut entry: *const EndpointEntry, scratch: &mut Scratch) -> bool {
     let mut tries = 0;
     loop {
-        let Scratch {
-            endpoint, flow, open, ..
-        } = &mut *scratch;
-        endpoint.policy(entry, open.question.opener(), &mut open.view);
+        let Scratch { flow, open, .. } = &mut *scratch;
+        let policy = Endpoint::policy(entry, open.question.opener());
+        let slot = Slot::of(flow.key.protocol(), flow.key.peer.is_v4());
+        // SAFETY: a live map element.
+        let policy = unsafe { Policy::read(policy, slot) };
+        open.adopt_until = Endpoint::adopt_until(entry);
         open.question.own = Endpoint::address(entry, flow.key.peer.is_v4());
-        let Open {
-            question,
-            answer,
-            view,
-            row,
-            ..
-        } = open;
-        *answer = policy::judge(&Maps, &view.policy, row, &flow.key, question);
+        open.answer = policy::judge(&Maps, &policy, slot, &flow.key, &open.question);
         // Rows are removed after their endpoints have flipped: who still finds the old stamp has seen all of them.
         if scratch.endpoint.is_current(entry) {
             return true;
@@ -103,7 +99,7 @@ fn judge(endpoint: *const EndpointEntry, scratch: &mut Scratch, replaces: Option
         let Scratch { flow, open, .. } = &mut *scratch;
         if first {
             flow.decision = open.answer.decision;
-            adopted = flow.is_midflow() && flow.now < open.view.adopt_until;
+            adopted = flow.is_midflow() && flow.now < open.adopt_until;
         }
         // Who opened a connection that is older than this interface's programs is not known: either side will do.
         // But one that was cut is not older, and its next packet must not bring it back to life from the other side.

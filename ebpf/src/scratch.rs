@@ -1,10 +1,10 @@
 //! Working memory: the stack's 512 bytes are not enough.
 
 use aya_ebpf::{macros::map, maps::PerCpuArray};
-use weir_common::{Direction, conntrack::CtEntry, event::DenialEntry, policy::Row, reason::Reason};
+use weir_common::{Direction, conntrack::CtEntry, event::DenialEntry, reason::Reason};
 
 use crate::{
-    endpoint::{Endpoint, PolicyView},
+    endpoint::Endpoint,
     flow::Flow,
     parse::{Network, transport::Transport},
     policy::{Answer, Question},
@@ -36,8 +36,8 @@ pub struct Scratch {
 pub struct Open {
     pub question: Question,
     pub answer: Answer,
-    pub view: PolicyView,
-    pub row: Row,
+    /// Until when the endpoint's connections are adopted.
+    pub adopt_until: u64,
     pub entry: CtEntry,
 }
 

@@ -86,6 +86,9 @@ pub struct Agent {
     /// How to attach to interfaces
     #[arg(long, value_name = "MODE", default_value = "auto", value_parser = attach_modes())]
     pub attach: AttachMode,
+    /// Judge and report everything, but drop nothing: to see what policies would do before they do it
+    #[arg(long)]
+    pub audit: bool,
     /// Log nothing below this level
     #[arg(long, value_enum, value_name = "LEVEL", default_value_t)]
     pub log_level: LogLevel,
@@ -124,6 +127,7 @@ impl Agent {
             run_dir: self.run_dir.run_dir,
             bpffs: self.bpffs,
             attach: self.attach,
+            audit: self.audit,
             flow_log: self.flow_log.map(|path| FlowLogOptions {
                 target: if path.as_os_str() == "-" {
                     FlowLogTarget::Stdout
@@ -194,6 +198,7 @@ mod tests {
             "-",
             "--attach",
             "tc",
+            "--audit",
             "--log-level",
             "debug",
             "--log-format",
@@ -216,6 +221,7 @@ mod tests {
                 run_dir: "/r".into(),
                 bpffs: "/b".into(),
                 attach: AttachMode::Tc,
+                audit: true,
                 flow_log: Some(FlowLogOptions {
                     target: FlowLogTarget::Stdout,
                     max_size: 1024,
@@ -236,7 +242,7 @@ mod tests {
             (options.run_dir, options.bpffs),
             ("/run/weir".into(), "/sys/fs/bpf/weir".into())
         );
-        assert_eq!(options.attach, AttachMode::Auto);
+        assert_eq!((options.attach, options.audit), (AttachMode::Auto, false));
         assert_eq!(
             options.flow_log,
             Some(FlowLogOptions {

@@ -26,23 +26,28 @@ impl Dump {
     /// # Errors
     /// No agent.
     pub fn run(self) -> Result<(), CliError> {
-        let mut client = Client::connect(&self.run_dir.run_dir)?;
-        let dump = match client.ask(Verb::Dump { what: self.what })? {
-            Response::Dump(dump) => dump,
-            other => return Err(unexpected(&other)),
-        };
-        output::print(self.output.output, &dump, |out| {
-            let mut table = Table::new(dump.columns.iter().map(|column| column.to_uppercase()));
-            for row in &dump.rows {
-                table.row(dump.columns.iter().map(|column| cell(row.get(column)).into()));
-            }
-            table.write(out)?;
-            if dump.omitted > 0 {
-                writeln!(out, "… and {} more", dump.omitted)?;
-            }
-            Ok(())
-        })
+        show(self.what, &self.run_dir, &self.output)
     }
+}
+
+/// Asks for a dump and prints it.
+pub(super) fn show(what: DumpKind, run_dir: &RunDir, output: &Output) -> Result<(), CliError> {
+    let mut client = Client::connect(&run_dir.run_dir)?;
+    let dump = match client.ask(Verb::Dump { what })? {
+        Response::Dump(dump) => dump,
+        other => return Err(unexpected(&other)),
+    };
+    output::print(output.output, &dump, |out| {
+        let mut table = Table::new(dump.columns.iter().map(|column| column.to_uppercase()));
+        for row in &dump.rows {
+            table.row(dump.columns.iter().map(|column| cell(row.get(column)).into()));
+        }
+        table.write(out)?;
+        if dump.omitted > 0 {
+            writeln!(out, "… and {} more", dump.omitted)?;
+        }
+        Ok(())
+    })
 }
 
 /// Plain text of a value; lists by commas.

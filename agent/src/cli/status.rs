@@ -11,12 +11,13 @@ use clap::Args;
 use super::{
     args::{Output, RunDir},
     client::{Client, unexpected},
+    dump,
     error::CliError,
     output::{self, BOLD, Cell, DIM, GREEN, RED, Table, YELLOW},
     protocol::{MAX_WAIT, Response, Verb},
 };
 use crate::{
-    control::query::{DirectionReport, EndpointReport, EndpointState, StatusReport, WaitReport},
+    control::query::{DirectionReport, DumpKind, EndpointReport, EndpointState, StatusReport, WaitReport},
     flow::text::bytes_text,
 };
 
@@ -29,6 +30,9 @@ pub struct Status {
     /// with the reason, at once if an object is invalid
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     pub wait: Option<Duration>,
+    /// Show how often each rule was hit since the agent started, and which never were
+    #[arg(long, conflicts_with = "wait")]
+    pub rules: bool,
     #[command(flatten)]
     pub run_dir: RunDir,
     #[command(flatten)]
@@ -46,6 +50,7 @@ impl Status {
     pub fn run(self) -> Result<(), CliError> {
         match self.wait {
             Some(wait) => self.wait(wait),
+            None if self.rules => dump::show(DumpKind::Rules, &self.run_dir, &self.output),
             None => self.show(),
         }
     }

@@ -12,6 +12,7 @@ use tracing::{debug, error, info, warn};
 use super::{
     endpoints::{Interface, LocalEndpoints},
     explain::{self, ExplainRequest, Explanation},
+    hits::Hits,
     options::AgentOptions,
     query::QueryError,
     removals::Removals,
@@ -59,6 +60,7 @@ pub struct Agent {
     pub(super) problems: BTreeMap<Arc<str>, Vec<Problem>>,
     pub(super) shortages: Vec<Shortage>,
     pub(super) waits: Waits,
+    pub(super) hits: Hits,
     removals: Removals,
     /// The source has been read once, whole.
     synced: bool,
@@ -103,6 +105,7 @@ impl Agent {
             problems: BTreeMap::new(),
             shortages: Vec::new(),
             waits: Waits::default(),
+            hits: Hits::default(),
             removals: Removals::default(),
             synced: false,
             first_sync_by: None,
@@ -165,6 +168,7 @@ impl Agent {
     /// Something that was put off is due.
     pub fn tick(&mut self, now: Instant) {
         while let Some(due) = self.removals.pop(now) {
+            self.hits.retire(&due.ops, &self.datapath);
             if let Err(error) = self.datapath.execute(&due.ops) {
                 self.fail("remove what is no longer used", &error);
             }
@@ -394,7 +398,7 @@ impl Agent {
             addresses: local.addresses,
             more_sources: local.allowed_sources,
             any_source: false,
-            audit: false,
+            audit: self.options.audit,
             layer3: interface.layer3,
             adopt_for,
         };
@@ -485,7 +489,8 @@ impl Agent {
     }
 
     /// Before the plan is executed, so that no event comes too early.
-    fn name_traces(&self, plan: &Plan) {
+    fn name_traces(&mut self, plan: &Plan) {
+        self.hits.name(plan, &self.compiler);
         self.directory
             .write()
             .apply_plan(plan, |trace| self.compiler.trace(trace));
@@ -494,6 +499,7 @@ impl Agent {
     /// A new generation, filled with everything, to which every interface is flipped.
     fn rebuild(&mut self, capacity: Capacity) {
         info!(?capacity, "building a new generation");
+        self.hits.retire_all(&self.datapath);
         if let Err(error) = self.datapath.regenerate(capacity) {
             return self.fail("build a new generation", &error);
         }

@@ -31,6 +31,7 @@ impl Agent {
             DumpKind::Identities => self.dump_identities(),
             DumpKind::Tables => self.dump_tables(),
             DumpKind::Conntrack => self.dump_conntrack()?,
+            DumpKind::Rules => self.dump_rules()?,
         })
     }
 

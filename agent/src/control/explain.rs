@@ -149,6 +149,7 @@ impl From<&Hit> for HitReport {
                 index,
                 name,
                 action,
+                ..
             } => Self {
                 tier: Some(tier.to_string()),
                 policy: Some(policy.into()),
@@ -162,7 +163,9 @@ impl From<&Hit> for HitReport {
                 }
                 .to_owned(),
             },
-            Hit::EndOfTier { tier, policy, action } => Self {
+            Hit::EndOfTier {
+                tier, policy, action, ..
+            } => Self {
                 tier: Some(tier.to_string()),
                 policy: Some(policy.into()),
                 rule: None,

@@ -5,6 +5,7 @@
 //! | `agent` | what the loop holds, and what it does with each thing that happens |
 //! | `endpoints` | local pods on their way to an enforced interface |
 //! | `removals` | what plans want removed, kept for the grace period |
+//! | `hits` | how often each rule was hit |
 //! | `wait` | who waits until everything is enforced |
 //! | `status`, `dump`, `explain` | the answers to questions about the whole |
 //! | `options` | what `weir agent` was told |
@@ -14,6 +15,7 @@ mod agent;
 mod dump;
 mod endpoints;
 pub mod explain;
+mod hits;
 pub mod options;
 pub mod query;
 mod removals;
@@ -98,7 +100,7 @@ pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
         hub: Arc::clone(&hub),
         directory: Arc::clone(&directory),
         node: Arc::clone(&node),
-        audit: false,
+        audit: options.audit,
     };
     let flows = FlowTask::start(datapath.events()?, datapath.sweeper()?, shared).context("cannot wait for events")?;
     let (discovery, mut discovered) = Discovery::spawn().context("cannot watch interfaces and routes")?;

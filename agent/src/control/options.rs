@@ -31,6 +31,8 @@ pub struct AgentOptions {
     /// Directory below a mounted bpffs.
     pub bpffs: PathBuf,
     pub attach: AttachMode,
+    /// Judge and report, but drop nothing.
+    pub audit: bool,
     pub flow_log: Option<FlowLogOptions>,
     pub health_addr: Option<SocketAddr>,
 }

@@ -249,6 +249,8 @@ pub enum DumpKind {
     Tables,
     /// The connection table.
     Conntrack,
+    /// Rules that apply to pods of this node, and how often each was hit.
+    Rules,
 }
 
 /// Answer of `weir dump`: a table, since that is what a map is.

@@ -67,7 +67,7 @@ impl Agent {
                 Mode::Tc => "tc",
             }
             .to_owned(),
-            audit: false,
+            audit: self.options.audit,
             source: format!("manifests in {}", self.options.manifests.display()),
             endpoints,
             policies: self.compiler.stats().policies as u64,

@@ -107,6 +107,7 @@ pub fn names() -> Names {
             1,
             true,
             Hit::Rule {
+                direction: weir_common::Direction::Ingress,
                 tier: "default".into(),
                 policy: policy("allow-web"),
                 index: 0,
@@ -118,6 +119,7 @@ pub fn names() -> Names {
             2,
             false,
             Hit::EndOfTier {
+                direction: weir_common::Direction::Ingress,
                 tier: "default".into(),
                 policy: policy("deny-all"),
                 action: TierDefault::Deny,

@@ -147,6 +147,7 @@ impl World {
                         continue;
                     }
                     let hit = Hit::Rule {
+                        direction: flow.direction,
                         tier: tier.name.clone(),
                         policy: policy.key.clone(),
                         index: rule.index,
@@ -169,6 +170,7 @@ impl World {
             }
             if let Some(last) = policies.last() {
                 judgement.hits.push(Hit::EndOfTier {
+                    direction: flow.direction,
                     tier: tier.name.clone(),
                     policy: last.key.clone(),
                     action: tier.default_action,

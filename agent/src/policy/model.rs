@@ -12,6 +12,7 @@
 use std::{cmp::Ordering, fmt, ops::RangeInclusive, sync::Arc};
 
 use ipnet::IpNet;
+use weir_common::Direction;
 
 use super::selector::Selector;
 
@@ -250,6 +251,8 @@ pub struct NamedPort {
 pub enum Hit {
     /// A rule matched; `action` is its own.
     Rule {
+        /// In which list of the policy the rule is.
+        direction: Direction,
         tier: Arc<str>,
         policy: PolicyKey,
         index: u32,
@@ -258,6 +261,7 @@ pub enum Hit {
     },
     /// No rule of the tier matched. `policy` is the last policy of the tier that applied.
     EndOfTier {
+        direction: Direction,
         tier: Arc<str>,
         policy: PolicyKey,
         action: TierDefault,

@@ -168,6 +168,7 @@ impl Table {
                             action: rule.action,
                         },
                         || Hit::Rule {
+                            direction: key.direction,
                             tier: tier.name.clone(),
                             policy: policy.key.clone(),
                             index: rule.index,
@@ -199,6 +200,7 @@ impl Table {
                     action: tier.default_action,
                 },
                 || Hit::EndOfTier {
+                    direction: key.direction,
                     tier: tier.name.clone(),
                     policy: policies[next_policy - 1].key.clone(),
                     action: tier.default_action,

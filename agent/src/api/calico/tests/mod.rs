@@ -218,7 +218,9 @@ impl Lab {
                     action,
                     ..
                 } => format!("{tier} {} {index} {action:?}", policy.name),
-                Hit::EndOfTier { tier, policy, action } => format!("{tier} {} end {action:?}", policy.name),
+                Hit::EndOfTier {
+                    tier, policy, action, ..
+                } => format!("{tier} {} end {action:?}", policy.name),
                 Hit::Profile => "profile".to_owned(),
             })
             .collect()

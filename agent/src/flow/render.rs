@@ -204,7 +204,8 @@ impl FlowRecord {
     }
 }
 
-fn staged(judgement: &Judgement) -> json::Staged {
+/// A verdict that is not enforced.
+pub(super) fn staged(judgement: &Judgement) -> json::Staged {
     let hits: Vec<HitReport> = judgement.hits.iter().map(HitReport::from).collect();
     json::Staged {
         verdict: if judgement.allow {

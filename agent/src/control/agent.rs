@@ -2,12 +2,11 @@
 
 use std::{
     collections::BTreeMap,
-    net::IpAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use tracing::{debug, error, info, warn};
+use tracing::{error, info, warn};
 
 use super::{
     endpoints::{Interface, LocalEndpoints},
@@ -20,7 +19,7 @@ use super::{
 };
 use crate::{
     api::{Problem, Severity},
-    datapath::{self, Datapath, InterfaceBinding},
+    datapath::{self, Datapath},
     endpoint::{self, Discovery},
     flow::{directory::Directory, hub::Hub, task::FlowTask},
     index::{Index, IndexOutput, LocalPodChange},
@@ -28,22 +27,15 @@ use crate::{
         change::{Change, PeerKey},
         compile::Compiler,
         evaluate::World,
-        plan::{Capacity, Plan, Shortage},
+        plan::{Capacity, Shortage},
     },
     source::SourceEvent,
 };
 
-/// For how long connections that are older than the attachment are taken over mid-flow, on interfaces that were there
-/// before the agent.
-const ADOPT_EXISTING: Duration = Duration::from_secs(60);
-/// The same for interfaces that appear while the agent runs: only what happened since they appeared can be older.
-const ADOPT_NEW: Duration = Duration::from_secs(5);
 /// For how long the first sync waits for discovery to say something about every pod.
 const FIRST_DISCOVERY: Duration = Duration::from_secs(3);
-/// No map grows beyond this many entries: kernel memory is not endless.
-const LARGEST_MAP: usize = 1 << 24;
 /// How soon a failed write to the kernel is tried again, by a new generation.
-const RETRY: Duration = Duration::from_secs(5);
+pub(super) const RETRY: Duration = Duration::from_secs(5);
 
 /// All that the loop holds.
 pub struct Agent {
@@ -61,7 +53,7 @@ pub struct Agent {
     pub(super) shortages: Vec<Shortage>,
     pub(super) waits: Waits,
     pub(super) hits: Hits,
-    removals: Removals,
+    pub(super) removals: Removals,
     /// The source has been read once, whole.
     synced: bool,
     /// When the first sync stops waiting for discovery.
@@ -71,7 +63,7 @@ pub struct Agent {
     /// The kernel did not take a write: what, and when it is tried again.
     pub(super) broken: Option<(String, Instant)>,
     /// When endpoints that could not be attached are tried again.
-    retry: Option<Instant>,
+    pub(super) retry: Option<Instant>,
     /// The naive evaluator of the current objects, for explain. None: something changed since.
     world: Option<World>,
 }
@@ -326,227 +318,6 @@ impl Agent {
         }
     }
 
-    // === Endpoints ===
-
-    fn found(&mut self, pod: &PeerKey, interface: Interface, unlocated: &[(IpAddr, String)]) {
-        let Some(endpoint) = self.endpoints.get_mut(pod) else {
-            return;
-        };
-        endpoint.answered = true;
-        endpoint.trouble = None;
-        endpoint.remark = unlocated.first().map(|(address, why)| {
-            warn!(%pod, "address {address} does not lead to the pod's interface: {why}");
-            format!("address {address} does not lead to its interface: {why}")
-        });
-        if endpoint.interface.as_ref() == Some(&interface) && endpoint.attached {
-            return;
-        }
-        endpoint.interface = Some(interface);
-        self.bind(pod);
-    }
-
-    fn lost(&mut self, pod: &PeerKey, reason: String) {
-        let Some(endpoint) = self.endpoints.get_mut(pod) else {
-            return;
-        };
-        endpoint.answered = true;
-        endpoint.attached = false;
-        if endpoint.trouble.as_ref() != Some(&reason) {
-            warn!(%pod, "not enforced: {reason}");
-        }
-        endpoint.trouble = Some(reason);
-        if endpoint.interface.take().is_some()
-            && let Some(id) = endpoint.id
-            && let Err(error) = self.datapath.clear_interface(id)
-        {
-            self.fail("let go of an interface", &error);
-        }
-    }
-
-    /// Enforces a pod on the interface that was found: id, decisions, binding, programs.
-    fn bind(&mut self, pod: &PeerKey) {
-        let Some(endpoint) = self.endpoints.get(pod) else {
-            return;
-        };
-        let Some(interface) = endpoint.interface.clone() else {
-            return;
-        };
-        let local = endpoint.pod.clone();
-        let (id, adopt_for) = match endpoint.id {
-            Some(id) => (id, Duration::ZERO),
-            None => match self.endpoints.claim_inherited(interface.ifindex, &local.addresses) {
-                Some(id) => (
-                    id,
-                    if self.datapath.carried_over() {
-                        ADOPT_EXISTING
-                    } else {
-                        Duration::ZERO
-                    },
-                ),
-                None => match self.datapath.allocate_id() {
-                    Ok(id) => (id, if self.settled { ADOPT_NEW } else { ADOPT_EXISTING }),
-                    Err(error) => return self.trouble(pod, &error),
-                },
-            },
-        };
-        if let Some(endpoint) = self.endpoints.get_mut(pod) {
-            endpoint.id = Some(id);
-        }
-        let binding = InterfaceBinding {
-            id,
-            ifindex: interface.ifindex,
-            name: interface.name,
-            addresses: local.addresses,
-            more_sources: local.allowed_sources,
-            any_source: false,
-            audit: self.options.audit,
-            layer3: interface.layer3,
-            adopt_for,
-        };
-        if let Err(error) = self.datapath.set_interface(binding) {
-            return self.trouble(pod, &error);
-        }
-        if self.compiler.endpoint(id).is_none() {
-            self.name_endpoint(id, pod);
-            let change = vec![Change::Endpoint(id, Some(pod.clone()))];
-            self.stage(&change);
-            let plan = self.compiler.apply(change);
-            self.execute(plan);
-        }
-        match self.datapath.attach(id) {
-            Ok(()) => {
-                debug!(%pod, id, "enforced");
-                if let Some(endpoint) = self.endpoints.get_mut(pod) {
-                    endpoint.attached = true;
-                    endpoint.trouble = None;
-                }
-            }
-            Err(error) => self.trouble(pod, &error),
-        }
-    }
-
-    fn trouble(&mut self, pod: &PeerKey, error: &datapath::Error) {
-        error!(%pod, %error, "not enforced; it is tried again");
-        self.retry = Some(Instant::now() + RETRY);
-        if let Some(endpoint) = self.endpoints.get_mut(pod) {
-            endpoint.attached = false;
-            endpoint.trouble = Some(error.to_string());
-        }
-    }
-
-    fn release(&mut self, id: u32) {
-        if let Err(error) = self.datapath.remove_endpoint(id) {
-            self.fail("let go of an endpoint", &error);
-        }
-        self.directory.write().set_endpoint(id, None);
-    }
-
-    fn name_endpoint(&self, id: u32, pod: &PeerKey) {
-        let namespace = pod.namespace.as_deref().unwrap_or_default();
-        let info = self.index.pod(namespace, &pod.name).cloned();
-        self.directory.write().set_endpoint(id, info);
-    }
-
-    // === The kernel ===
-
-    /// Add and flip now, remove after the grace period. Grows maps that are too small.
-    fn execute(&mut self, plan: Plan) {
-        let short = !plan.shortages.is_empty();
-        if plan.shortages != self.shortages {
-            for shortage in &plan.shortages {
-                warn!(
-                    map = shortage.map,
-                    needed = shortage.needed,
-                    capacity = shortage.capacity,
-                    "{}",
-                    shortage.consequence
-                );
-            }
-            self.shortages.clone_from(&plan.shortages);
-        }
-        self.run(plan);
-        if short && let Some(capacity) = grown(self.capacity, &self.shortages) {
-            self.rebuild(capacity);
-        }
-    }
-
-    fn run(&mut self, plan: Plan) {
-        self.name_traces(&plan);
-        let Plan {
-            serial,
-            add,
-            flip,
-            remove,
-            ..
-        } = plan;
-        if add.is_empty() && flip.is_empty() && remove.is_empty() {
-            self.compiler.executed(serial);
-            return;
-        }
-        self.removals.spare(&add);
-        self.removals.spare(&flip);
-        if let Err(error) = self.datapath.execute(&add).and_then(|()| self.datapath.execute(&flip)) {
-            self.fail("write decisions", &error);
-        }
-        self.removals.schedule(Instant::now(), serial, remove);
-    }
-
-    /// Before the plan is executed, so that no event comes too early.
-    fn name_traces(&mut self, plan: &Plan) {
-        self.hits.name(plan, &self.compiler);
-        self.directory
-            .write()
-            .apply_plan(plan, |trace| self.compiler.trace(trace));
-    }
-
-    /// A new generation, filled with everything, to which every interface is flipped.
-    fn rebuild(&mut self, capacity: Capacity) {
-        info!(?capacity, "building a new generation");
-        self.hits.retire_all(&self.datapath);
-        if let Err(error) = self.datapath.regenerate(capacity) {
-            return self.fail("build a new generation", &error);
-        }
-        self.capacity = capacity;
-        self.broken = None;
-        self.compiler.set_capacity(capacity);
-        // What was to be removed or changed concerns the old maps: the new ones get the whole state that follows.
-        let plan = self.compiler.apply(Vec::new());
-        self.shortages.clone_from(&plan.shortages);
-        self.name_traces(&plan);
-        for serial in self.removals.clear().into_iter().chain([plan.serial]) {
-            self.compiler.executed(serial);
-        }
-        let full = self.compiler.full();
-        if let Err(error) = self
-            .datapath
-            .execute(&full.add)
-            .and_then(|()| self.datapath.execute(&full.flip))
-        {
-            return self.fail("fill a new generation", &error);
-        }
-        let pods: Vec<(PeerKey, u32)> = self
-            .endpoints
-            .iter()
-            .filter(|(_, endpoint)| endpoint.interface.is_some())
-            .filter_map(|(pod, endpoint)| endpoint.id.map(|id| (pod.clone(), id)))
-            .collect();
-        for (pod, id) in pods {
-            if let Err(error) = self.datapath.attach(id) {
-                self.trouble(&pod, &error);
-            }
-        }
-        if self.settled
-            && let Err(error) = self.datapath.finish_first_sync()
-        {
-            self.fail("remove the old generation", &error);
-        }
-    }
-
-    fn fail(&mut self, what: &str, error: &datapath::Error) {
-        error!("cannot {what}: {error}");
-        self.broken = Some((format!("cannot {what}: {error}"), Instant::now() + RETRY));
-    }
-
     // === Progress ===
 
     /// Ends the first sync when it is over, and answers who waits for what is now true.
@@ -568,67 +339,5 @@ impl Agent {
             }
         }
         self.answer_waits(Instant::now());
-    }
-}
-
-/// Sizes with room for what did not fit, and as much again. None: there is no more room to give.
-fn grown(capacity: Capacity, shortages: &[Shortage]) -> Option<Capacity> {
-    use weir_common::layout::map;
-    let mut larger = capacity;
-    for shortage in shortages {
-        let size = match shortage.map {
-            map::ADDRESSES => &mut larger.addresses,
-            map::CIDRS => &mut larger.cidrs,
-            map::IDENTITIES => &mut larger.identities,
-            map::ROWS => &mut larger.rows,
-            map::DECISIONS => &mut larger.decisions,
-            map::SOURCE_PORTS => &mut larger.source_ports,
-            map::TRACES => &mut larger.traces,
-            _ => continue,
-        };
-        let wanted = shortage.needed.max(*size).saturating_mul(2).min(LARGEST_MAP);
-        *size = wanted.max(*size);
-    }
-    (larger != capacity).then_some(larger)
-}
-
-#[cfg(test)]
-mod tests {
-    use weir_common::layout::map;
-
-    use super::*;
-
-    const CAPACITY: Capacity = Capacity {
-        addresses: 10,
-        cidrs: 10,
-        identities: 10,
-        rows: 10,
-        decisions: LARGEST_MAP,
-        source_ports: 10,
-        traces: 10,
-    };
-
-    fn shortage(map: &'static str, needed: usize) -> Shortage {
-        Shortage {
-            map,
-            needed,
-            capacity: 10,
-            consequence: String::new(),
-        }
-    }
-
-    #[test]
-    fn maps_grow_to_twice_what_is_needed_and_not_without_end() {
-        let larger = grown(CAPACITY, &[shortage(map::ROWS, 40), shortage(map::CIDRS, 11)]).expect("there is room");
-        assert_eq!(
-            larger,
-            Capacity {
-                rows: 80,
-                cidrs: 22,
-                ..CAPACITY
-            }
-        );
-        assert_eq!(grown(CAPACITY, &[shortage(map::DECISIONS, LARGEST_MAP + 1)]), None);
-        assert_eq!(grown(CAPACITY, &[]), None);
     }
 }

@@ -3,7 +3,8 @@
 //! | file | what |
 //! |---|---|
 //! | `agent` | what the loop holds, and what it does with each thing that happens |
-//! | `endpoints` | local pods on their way to an enforced interface |
+//! | `enforce` | plans into the kernel; new generations |
+//! | `endpoints`, `bind` | local pods on their way to an enforced interface |
 //! | `removals` | what plans want removed, kept for the grace period |
 //! | `hits` | how often each rule was hit |
 //! | `staging` | staged policies |
@@ -13,8 +14,10 @@
 //! | `query` | the questions that the loop answers, and the shapes of the answers |
 
 mod agent;
+mod bind;
 mod dump;
 mod endpoints;
+mod enforce;
 pub mod explain;
 mod hits;
 pub mod options;

@@ -22,7 +22,7 @@ use crate::{
     kernel,
     open::{open, rejudge},
     parse::transport::Icmp,
-    scratch::Scratch,
+    scratch::{Scratch, own},
     stage::{memory, stage},
 };
 
@@ -262,7 +262,7 @@ stage! {
     /// resets must not be able to evict live connections.)
     pub fn weir_promote(scratch: *mut Scratch, entry: *mut CtEntry) -> u32 {
         // SAFETY: this packet's working memory.
-        if let Some(scratch) = unsafe { memory(scratch) }
+        if let Some(scratch) = unsafe { own(scratch) }
             && !entry.is_null()
         {
             promote(entry, scratch);

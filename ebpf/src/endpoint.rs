@@ -22,15 +22,6 @@ pub struct Endpoint {
     flags: u32,
 }
 
-/// What an endpoint obeys in one direction, and since when.
-#[repr(C)]
-#[derive(Clone, Copy, Default)]
-pub struct PolicyView {
-    pub epoch: u32,
-    pub adopt_until: u64,
-    pub policy: DirectionPolicy,
-}
-
 macro_rules! field {
     ($entry:expr, $($field:tt)+) => {{
         let entry: *const EndpointEntry = $entry;
@@ -126,18 +117,20 @@ impl Endpoint {
         if v4 { field!(entry, addr4) } else { field!(entry, addr6) }
     }
 
-    /// The policy of one direction. The caller asks [`Self::is_current`] afterwards.
+    /// The policy of one direction. The caller asks [`Self::is_current`] after reading it.
     #[inline(always)]
-    pub fn policy(&self, entry: *const EndpointEntry, direction: Direction, view: &mut PolicyView) {
-        view.epoch = self.epoch();
-        view.adopt_until = field!(entry, adopt_until);
-        let policy = match direction {
+    pub const fn policy(entry: *const EndpointEntry, direction: Direction) -> *const DirectionPolicy {
+        match direction {
             // SAFETY: a live map element; only addresses are computed.
             Direction::Egress => unsafe { &raw const (*entry).egress },
             // SAFETY: as above.
             Direction::Ingress => unsafe { &raw const (*entry).ingress },
-        };
-        // SAFETY: both are live, and plain data.
-        unsafe { kernel::copy_words(policy, &raw mut view.policy) };
+        }
+    }
+
+    /// Until when connections are adopted. The caller asks [`Self::is_current`] afterwards.
+    #[inline(always)]
+    pub fn adopt_until(entry: *const EndpointEntry) -> u64 {
+        field!(entry, adopt_until)
     }
 }

@@ -17,7 +17,7 @@ use crate::{
     counters,
     flow::Flow,
     kernel,
-    scratch::Scratch,
+    scratch::{Scratch, own},
     stage::{memory, stage},
 };
 
@@ -45,7 +45,7 @@ stage! {
     /// will hear of it.
     pub fn weir_started(scratch: *mut Scratch) -> u32 {
         // SAFETY: this packet's working memory.
-        let Some(scratch) = (unsafe { memory(scratch) }) else {
+        let Some(scratch) = (unsafe { own(scratch) }) else {
             return 0;
         };
         let flow = &scratch.flow;
@@ -110,20 +110,29 @@ pub fn was_denied(flow: &Flow) -> bool {
     }
 }
 
+/// A packet was denied. That a flow was cut is remembered also where nobody reads events ([`was_denied`]).
+#[inline(always)]
+pub fn denied(scratch: &mut Scratch, reason: Reason) {
+    if wanted() || matches!(reason, Reason::PolicyCut) {
+        // SAFETY: this packet's working memory.
+        unsafe { weir_denied(scratch) };
+    }
+}
+
 stage! {
     /// A packet was denied, for the reason in the working memory: the first one of its flow is told, the others are
-    /// counted. That a flow was cut is remembered also where nobody reads events ([`was_denied`]).
+    /// counted.
     pub fn weir_denied(scratch: *mut Scratch) -> u32 {
         // SAFETY: this packet's working memory.
-        if let Some(scratch) = unsafe { memory(scratch) } {
-            denied(scratch);
+        if let Some(scratch) = unsafe { own(scratch) } {
+            record_denied(scratch);
         }
         0
     }
 }
 
 #[inline(always)]
-fn denied(scratch: &mut Scratch) {
+fn record_denied(scratch: &mut Scratch) {
     let Scratch {
         reason,
         endpoint,
@@ -132,10 +141,6 @@ fn denied(scratch: &mut Scratch) {
         ..
     } = scratch;
     let (reason, epoch) = (*reason as u8, endpoint.epoch());
-    let wanted = wanted();
-    if !wanted && reason != Reason::PolicyCut as u8 {
-        return;
-    }
     let direction = flow.direction() as u8;
     if let Some(known) = DENIALS.get_ptr_mut(&flow.key) {
         // SAFETY: a live map element (if it is recycled meanwhile, another denial is counted a packet too many).
@@ -166,7 +171,7 @@ fn denied(scratch: &mut Scratch) {
     denial.pad = 0;
     // Without an entry the flow's next packet is told as well: too much rather than too little.
     let _ = DENIALS.insert(&flow.key, &*denial, 0);
-    if !wanted {
+    if !wanted() {
         return;
     }
     send(

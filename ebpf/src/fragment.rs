@@ -10,8 +10,8 @@ use weir_common::{
 use crate::{
     kernel,
     parse::{Network, transport::Transport},
-    scratch::Scratch,
-    stage::{memory, stage},
+    scratch::{Scratch, own},
+    stage::stage,
 };
 
 #[map]
@@ -22,7 +22,7 @@ stage! {
     /// dropped, for the reason in the working memory.
     pub fn weir_fragment(scratch: *mut Scratch) -> u32 {
         // SAFETY: this packet's working memory.
-        let Some(scratch) = (unsafe { memory(scratch) }) else {
+        let Some(scratch) = (unsafe { own(scratch) }) else {
             return 0;
         };
         let Scratch { reason, flow, network, header, .. } = scratch;

@@ -7,6 +7,7 @@
 //!
 //! The library compiles for the host as well as for the BPF target, so its logic is unit-tested with plain `cargo
 //! test`. Maps stand beside the only module that uses them; `verdict` is the only exit.
+//! The larger parts are stages, which the verifier checks once each (`stage`).
 #![cfg_attr(target_arch = "bpf", no_std)]
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 

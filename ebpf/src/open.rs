@@ -4,6 +4,7 @@ use weir_common::{
     Addr, Direction,
     conntrack::{CtEntry, CtSide, State},
     endpoint::EndpointEntry,
+    policy::Slot,
     reason::Reason,
 };
 
@@ -13,9 +14,10 @@ use crate::{
     endpoint::Endpoint,
     event,
     flow::Flow,
-    kernel, policy,
-    scratch::{Open, Scratch},
-    stage::{memory, stage},
+    kernel,
+    policy::{self, Maps, Policy},
+    scratch::{Open, Scratch, own},
+    stage::stage,
 };
 
 stage! {
@@ -23,7 +25,7 @@ stage! {
     /// and applied as of one version of the endpoint; 0 where the endpoint changed twice meanwhile.
     pub fn weir_ask(scratch: *mut Scratch, endpoint: *const EndpointEntry) -> u32 {
         // SAFETY: this packet's working memory.
-        match unsafe { memory(scratch) } {
+        match unsafe { own(scratch) } {
             Some(scratch) if !endpoint.is_null() => ask(endpoint, scratch) as u32,
             _ => 0,
         }
@@ -34,13 +36,14 @@ stage! {
 fn ask(mut entry: *const EndpointEntry, scratch: &mut Scratch) -> bool {
     let mut tries = 0;
     loop {
-        let Scratch {
-            endpoint, flow, open, ..
-        } = &mut *scratch;
-        endpoint.policy(entry, open.question.opener(), &mut open.view);
+        let Scratch { flow, open, .. } = &mut *scratch;
+        let policy = Endpoint::policy(entry, open.question.opener());
+        let slot = Slot::of(flow.key.protocol(), flow.key.peer.is_v4());
+        // SAFETY: a live map element.
+        let policy = unsafe { Policy::read(policy, slot) };
+        open.adopt_until = Endpoint::adopt_until(entry);
         open.question.own = Endpoint::address(entry, flow.key.peer.is_v4());
-        // SAFETY: this packet's working memory.
-        unsafe { policy::weir_judge(scratch) };
+        open.answer = policy::judge(&Maps, &policy, slot, &flow.key, &open.question);
         // Rows are removed after their endpoints have flipped: who still finds the old stamp has seen all of them.
         if scratch.endpoint.is_current(entry) {
             return true;
@@ -70,7 +73,7 @@ stage! {
     /// [`open`]; the reason is in the working memory.
     pub fn weir_open(scratch: *mut Scratch, endpoint: *const EndpointEntry, replaces: u32) -> u32 {
         // SAFETY: this packet's working memory.
-        if let Some(scratch) = unsafe { memory(scratch) }
+        if let Some(scratch) = unsafe { own(scratch) }
             && !endpoint.is_null()
         {
             scratch.reason = judge(endpoint, scratch, Place::of_number(replaces));
@@ -96,7 +99,7 @@ fn judge(endpoint: *const EndpointEntry, scratch: &mut Scratch, replaces: Option
         let Scratch { flow, open, .. } = &mut *scratch;
         if first {
             flow.decision = open.answer.decision;
-            adopted = flow.is_midflow() && flow.now < open.view.adopt_until;
+            adopted = flow.is_midflow() && flow.now < open.adopt_until;
         }
         // Who opened a connection that is older than this interface's programs is not known: either side will do.
         // But one that was cut is not older, and its next packet must not bring it back to life from the other side.
@@ -136,8 +139,11 @@ fn judge(endpoint: *const EndpointEntry, scratch: &mut Scratch, replaces: Option
 
     if let Some(place) = replaces {
         // SAFETY: this packet's working memory.
-        unsafe { weir_bury(flow, Place::number(Some(place))) };
+        unsafe { weir_bury(scratch, Place::number(Some(place))) };
     }
+    let Scratch {
+        endpoint, flow, open, ..
+    } = &mut *scratch;
     let entry = &mut open.entry;
     entry.epoch = endpoint.epoch();
     entry.decision = flow.decision;
@@ -190,7 +196,7 @@ stage! {
         scratch: *mut Scratch, endpoint: *const EndpointEntry, entry: *mut CtEntry, place: u32, counts: u32,
     ) -> u32 {
         // SAFETY: this packet's working memory.
-        if let Some(scratch) = unsafe { memory(scratch) }
+        if let Some(scratch) = unsafe { own(scratch) }
             && let Some(place) = Place::of_number(place)
             && !endpoint.is_null()
             && !entry.is_null()
@@ -303,12 +309,12 @@ fn remember(entry: &mut CtEntry, flow: &Flow) {
 
 stage! {
     /// Removes the entry that a new flow replaces. Its end is told unless that was done when it closed.
-    pub fn weir_bury(flow: *mut Flow, place: u32) -> u32 {
+    pub fn weir_bury(scratch: *mut Scratch, place: u32) -> u32 {
         // SAFETY: this packet's working memory.
-        if let Some(flow) = unsafe { memory(flow) }
+        if let Some(scratch) = unsafe { own(scratch) }
             && let Some(place) = Place::of_number(place)
         {
-            bury(flow, place);
+            bury(&mut scratch.flow, place);
         }
         0
     }

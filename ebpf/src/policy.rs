@@ -16,12 +16,7 @@ use weir_common::{
     },
 };
 
-use crate::{
-    flow::same,
-    kernel,
-    scratch::{Open, Scratch},
-    stage::{memory, stage},
-};
+use crate::{flow::same, kernel};
 
 #[map]
 static ADDRESSES: HashMap<Addr, AddressEntry> = HashMap::with_max_entries(262_144, BPF_F_NO_PREALLOC);
@@ -46,8 +41,7 @@ pub trait Tables {
     fn address(&self, addr: &Addr) -> Option<AddressEntry>;
     fn cidr(&self, addr: &Addr) -> Option<AddressEntry>;
     fn identity(&self, identity: u32) -> Option<IdentityEntry>;
-    /// Replaces `row` by the one under `key`, if there is one.
-    fn row(&self, key: &RowKey, row: &mut Row);
+    fn row(&self, key: &RowKey, slot: Slot) -> Option<Part>;
     fn decision(&self, key: &DecisionKey) -> Option<Decision>;
     fn source_class(&self, key: &SourcePortKey) -> Option<u32>;
 }
@@ -84,11 +78,9 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn row(&self, key: &RowKey, row: &mut Row) {
-        if let Some(entry) = ROWS.get_ptr(key) {
-            // SAFETY: a live element of the map, and plain data.
-            unsafe { kernel::copy_words(entry, &raw mut *row) };
-        }
+    fn row(&self, key: &RowKey, slot: Slot) -> Option<Part> {
+        // SAFETY: a live element of the map.
+        ROWS.get_ptr(key).map(|row| unsafe { Part::read(row, slot) })
     }
 
     #[inline(always)]
@@ -137,6 +129,58 @@ const fn high(word: u64) -> u32 {
     }
 }
 
+/// What a [`Row`] says of one protocol.
+#[derive(Clone, Copy)]
+pub struct Part {
+    id: u32,
+    prefixes: PrefixMask,
+    base: Decision,
+}
+
+impl Part {
+    /// # Safety
+    /// `row` must point to a live row. (It may change meanwhile: see [`Maps`].)
+    #[inline(always)]
+    unsafe fn read(row: *const Row, slot: Slot) -> Self {
+        // SAFETY: the caller's promise; integers.
+        unsafe {
+            Self {
+                id: kernel::read(&raw const (*row).id),
+                prefixes: kernel::read(&raw const (*row).prefixes),
+                base: match slot {
+                    Slot::Tcp => kernel::read(&raw const (*row).base[0]),
+                    Slot::Udp => kernel::read(&raw const (*row).base[1]),
+                    Slot::Sctp => kernel::read(&raw const (*row).base[2]),
+                    Slot::Icmp => kernel::read(&raw const (*row).base[3]),
+                    Slot::Other => kernel::read(&raw const (*row).base[4]),
+                },
+            }
+        }
+    }
+}
+
+/// What a [`DirectionPolicy`] says of one protocol.
+#[derive(Clone, Copy)]
+pub struct Policy {
+    table: u32,
+    default: Part,
+}
+
+impl Policy {
+    /// # Safety
+    /// `policy` must point to a live endpoint's. (It may change meanwhile: who reads it checks the stamps afterwards.)
+    #[inline(always)]
+    pub unsafe fn read(policy: *const DirectionPolicy, slot: Slot) -> Self {
+        // SAFETY: the caller's promise; integers.
+        unsafe {
+            Self {
+                table: kernel::read(&raw const (*policy).table),
+                default: Part::read(&raw const (*policy).default_row, slot),
+            }
+        }
+    }
+}
+
 /// What is asked about a flow.
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
@@ -172,29 +216,9 @@ pub struct Answer {
     pub node: bool,
 }
 
-stage! {
-    /// Puts the question in the working memory to the kernel's tables.
-    pub fn weir_judge(scratch: *mut Scratch) -> u32 {
-        // SAFETY: this packet's working memory.
-        let Some(scratch) = (unsafe { memory(scratch) }) else {
-            return 0;
-        };
-        let Scratch { flow, open, .. } = scratch;
-        let Open { question, answer, view, row, .. } = open;
-        *answer = judge(&Maps, &view.policy, row, &flow.key, question);
-        1
-    }
-}
-
-/// Judges a flow by one direction of its endpoint's policy. `row` is working memory.
+/// Judges a flow by one direction of its endpoint's policy, as far as it speaks of the flow's `slot`.
 #[inline(always)]
-pub fn judge<T: Tables>(
-    tables: &T,
-    policy: &DirectionPolicy,
-    row: &mut Row,
-    key: &CtKey,
-    question: &Question,
-) -> Answer {
+pub fn judge<T: Tables>(tables: &T, policy: &Policy, slot: Slot, key: &CtKey, question: &Question) -> Answer {
     let own = &question.own;
     // A missing address is `::`, which is nobody's.
     if same(&key.peer, own) && own.0[0] | own.0[1] | own.0[2] | own.0[3] != 0 {
@@ -203,8 +227,7 @@ pub fn judge<T: Tables>(
             node: false,
         };
     }
-    // SAFETY: two rows at different places in memory.
-    unsafe { kernel::copy_words(&raw const policy.default_row, &raw mut *row) };
+    let mut row = policy.default;
     if policy.table != 0 || question.from_node {
         let peer = identify(tables, &key.peer);
         if question.from_node && peer.flags & IdentityEntry::LOCAL_NODE != 0 {
@@ -214,18 +237,18 @@ pub fn judge<T: Tables>(
             };
         }
         if policy.table != 0 {
-            tables.row(
-                &RowKey {
-                    table: policy.table,
-                    class: peer.class,
-                    local_class: 0,
-                },
-                row,
-            );
+            let key = RowKey {
+                table: policy.table,
+                class: peer.class,
+                local_class: 0,
+            };
+            if let Some(found) = tables.row(&key, slot) {
+                row = found;
+            }
         }
     }
     Answer {
-        decision: decide(tables, row, key, question),
+        decision: decide(tables, &row, slot, key, question),
         node: false,
     }
 }
@@ -250,9 +273,8 @@ fn identify<T: Tables>(tables: &T, addr: &Addr) -> IdentityEntry {
 
 /// What a row says of the flow's protocol and ports.
 #[inline(always)]
-fn decide<T: Tables>(tables: &T, row: &Row, key: &CtKey, question: &Question) -> Decision {
+fn decide<T: Tables>(tables: &T, row: &Part, slot: Slot, key: &CtKey, question: &Question) -> Decision {
     let protocol = key.protocol();
-    let slot = Slot::of(protocol, key.peer.is_v4());
     let (source, destination) = match (slot, question.opener()) {
         (Slot::Icmp, _) => (0, question.icmp),
         (_, Direction::Egress) => (key.local_port, key.peer_port),
@@ -272,7 +294,7 @@ fn decide<T: Tables>(tables: &T, row: &Row, key: &CtKey, question: &Question) ->
         {
             return decision;
         }
-        return base(row, slot);
+        return row.base;
     }
     if row.prefixes.0 & PrefixMask::SOURCE_PORTS != 0 && !matches!(slot, Slot::Icmp) {
         let class = tables.source_class(&SourcePortKey {
@@ -302,18 +324,7 @@ fn decide<T: Tables>(tables: &T, row: &Row, key: &CtKey, question: &Question) ->
             return decision;
         }
     }
-    base(row, slot)
-}
-
-#[inline(always)]
-const fn base(row: &Row, slot: Slot) -> Decision {
-    match slot {
-        Slot::Tcp => row.base[0],
-        Slot::Udp => row.base[1],
-        Slot::Sctp => row.base[2],
-        Slot::Icmp => row.base[3],
-        Slot::Other => row.base[4],
-    }
+    row.base
 }
 
 #[cfg(test)]

@@ -15,8 +15,8 @@ use crate::{
         Extent, Network, failure, ipv4, ipv6,
         transport::{Icmp, Transport},
     },
-    scratch::Scratch,
-    stage::{memory, stage},
+    scratch::{Scratch, own},
+    stage::stage,
 };
 
 /// Length of the header before the quotation.
@@ -26,7 +26,7 @@ stage! {
     /// If the ICMP error in hand quotes a packet of a known flow, makes that flow's key the packet's own; else 0.
     pub fn weir_quoted(context: *mut __sk_buff, scratch: *mut Scratch) -> u32 {
         // SAFETY: this packet's working memory.
-        let Some(scratch) = (unsafe { memory(scratch) }) else {
+        let Some(scratch) = (unsafe { own(scratch) }) else {
             return 0;
         };
         let Scratch { flow, network, quoted, .. } = scratch;

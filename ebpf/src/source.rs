@@ -14,8 +14,8 @@ use crate::{
     endpoint::Endpoint,
     flow::same,
     parse::Network,
-    scratch::Scratch,
-    stage::{memory, stage},
+    scratch::{Scratch, own},
+    stage::stage,
 };
 
 #[map]
@@ -57,7 +57,7 @@ stage! {
     /// Checks a source that is not the endpoint's address; 0 where the pod may not use it.
     pub fn weir_other_source(scratch: *mut Scratch) -> u32 {
         // SAFETY: this packet's working memory.
-        match unsafe { memory(scratch) } {
+        match unsafe { own(scratch) } {
             Some(scratch) => is_other_source(&scratch.endpoint, &scratch.network) as u32,
             None => 0,
         }

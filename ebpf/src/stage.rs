@@ -7,7 +7,8 @@
 //!
 //! The price: the verifier knows nothing of the arguments but their types, and nothing of the result but that it is a
 //! number. Arguments are the context, numbers, and pointers to memory of a type's size (kernel commit e5069b9c23b3,
-//! Linux 5.12). Whatever else a stage has to say goes through [`crate::scratch`].
+//! Linux 5.12), which is neither a key nor a value for a map before Linux 6.2: [`crate::scratch::own`]. Whatever else a
+//! stage has to say goes through [`crate::scratch`].
 
 /// Makes a function a stage.
 macro_rules! stage {

@@ -69,8 +69,7 @@ pub fn exit(scratch: &mut Scratch) -> i32 {
     // SAFETY: this processor's own memory, where a reason has just been written.
     let mut reason = unsafe { kernel::read(&raw const scratch.reason) };
     if let Action::Drop = Action::of(reason) {
-        // SAFETY: this packet's working memory.
-        unsafe { event::weir_denied(scratch) };
+        event::denied(scratch, reason);
         if scratch.endpoint.has(EndpointEntry::AUDIT) {
             reason = Reason::Audit;
         }

@@ -87,7 +87,7 @@ impl Ip {
         let mut packet = vec![0x40 | (header / 4) as u8, 0];
         packet.extend(((header + payload.len()) as u16).to_be_bytes());
         packet.extend((id as u16).to_be_bytes());
-        packet.extend((offset / 8 | u16::from(more) << 13).to_be_bytes());
+        packet.extend(((offset / 8) | (u16::from(more) << 13)).to_be_bytes());
         packet.extend([self.hops, self.protocol, 0, 0]);
         packet.extend(source.octets());
         packet.extend(destination.octets());

@@ -304,14 +304,16 @@ impl Programs {
     /// # Errors
     /// The map cannot be written.
     pub fn set_cidr(&mut self, address: IpAddr, length: u32, identity: u32) -> Result<()> {
-        let length = if address.is_ipv4() {
-            Addr::V4_PREFIX + length
-        } else {
-            length
-        };
         let entry = AddressEntry { identity, tag: 0 };
         let mut cidrs: LpmTrie<_, Addr, AddressEntry> = LpmTrie::try_from(self.map_mut(map::CIDRS)?)?;
-        Ok(cidrs.insert(&Key::new(length, address.into()), entry, 0)?)
+        Ok(cidrs.insert(&cidr_key(address, length), entry, 0)?)
+    }
+
+    /// # Errors
+    /// The map cannot be written, or has no such prefix.
+    pub fn remove_cidr(&mut self, address: IpAddr, length: u32) -> Result<()> {
+        let mut cidrs: LpmTrie<_, Addr, AddressEntry> = LpmTrie::try_from(self.map_mut(map::CIDRS)?)?;
+        Ok(cidrs.remove(&cidr_key(address, length))?)
     }
 
     /// # Errors
@@ -495,4 +497,14 @@ fn program<'e>(ebpf: &'e mut Ebpf, name: &str) -> Result<&'e mut SchedClassifier
         .program_mut(name)
         .ok_or_else(|| anyhow!("the object has no program {name}"))?;
     Ok(program.try_into()?)
+}
+
+/// `length` counts from the family's own first bit.
+fn cidr_key(address: IpAddr, length: u32) -> Key<Addr> {
+    let length = if address.is_ipv4() {
+        Addr::V4_PREFIX + length
+    } else {
+        length
+    };
+    Key::new(length, address.into())
 }

@@ -246,3 +246,56 @@ fn rules_are_counted() -> Result<()> {
         Ok(())
     })
 }
+
+const STAGED: &str = "apiVersion: projectcalico.org/v3
+kind: StagedGlobalNetworkPolicy
+metadata: {name: planned}
+spec:
+  selector: pod == 'web'
+  types: [Ingress]
+  ingress:
+  - {action: Deny, protocol: TCP, destination: {ports: [80]}}
+  - {action: Allow}
+";
+
+/// A staged policy drops nothing; flow records, explain and status say what it would do.
+#[test]
+fn staged_policies_show_what_they_would_do() -> Result<()> {
+    World::new(&plan())?.check(|world| {
+        world.policy("planned", STAGED)?;
+        let allow = Verdict::Allow;
+        expect(
+            world,
+            &[
+                ("x/batch", "x/web", Protocol::Tcp, 80, allow),
+                ("x/batch", "x/web", Protocol::Tcp, 81, allow),
+            ],
+        )?;
+        for (port, verdict, rule) in [(80, json::Verdict::Dropped, 0), (81, json::Verdict::Forwarded, 1)] {
+            world.await_flow("node-1", |flow| {
+                let to_port = flow.l4.and_then(|l4| l4.ports()).is_some_and(|(_, to)| to == port);
+                to_port
+                    && flow.verdict == json::Verdict::Forwarded
+                    && flow.weir.staged.as_ref().is_some_and(|staged| {
+                        let last = staged.hits.last();
+                        let by_rule = last.is_some_and(|hit| {
+                            hit.rule == Some(rule) && hit.policy.as_ref().is_some_and(|policy| policy.name == "planned")
+                        });
+                        staged.verdict == verdict && by_rule
+                    })
+            })?;
+        }
+        let staged = world.status("node-1")?.staged;
+        ensure!(staged.len() == 1 && staged[0].name == "planned", "status: {staged:?}");
+        let output = world.agent("node-1")?.verb(["explain", "x/batch", "x/web", "80"])?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        ensure!(text.contains("with staged policies: DROPPED"), "explain: {text}");
+        // Unstaged, nobody speaks of it any more.
+        world.remove_policy("planned")?;
+        let udp = weir_tests::world::PORTS[2];
+        expect(world, &[("x/batch", "x/web", udp.0, udp.1, allow)])?;
+        world.await_flow("node-1", |flow| {
+            matches!(flow.l4, Some(json::Layer4::Udp { .. })) && flow.weir.staged.is_none()
+        })
+    })
+}

@@ -210,6 +210,15 @@ fn direction(name: &str, end: &PartyReport, explanation: &DirectionExplanation, 
     for hit in &explanation.hits {
         writeln!(out, "    {}", step(hit))?;
     }
+    if let Some(staged) = &explanation.staged
+        && staged.hits != explanation.hits
+    {
+        let (colour, word) = style(staged.verdict);
+        writeln!(out, "    with staged policies: {colour}{word}{colour:#}")?;
+        for hit in &staged.hits {
+            writeln!(out, "      {}", step(hit))?;
+        }
+    }
     Ok(())
 }
 

@@ -135,6 +135,14 @@ fn text(report: &StatusReport, out: &mut dyn Write) -> io::Result<()> {
         )?;
     }
     writeln!(out, "source: {}; {} policies", report.source, report.policies)?;
+    for policy in &report.staged {
+        let namespace = policy
+            .namespace
+            .as_ref()
+            .map(|namespace| format!("{namespace}/"))
+            .unwrap_or_default();
+        writeln!(out, "staged, not enforced: {} {namespace}{}", policy.kind, policy.name)?;
+    }
 
     writeln!(out)?;
     endpoints(&report.endpoints, out)?;

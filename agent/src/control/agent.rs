@@ -344,6 +344,7 @@ impl Agent {
                 }
             }
         }
+        self.stage(&changes);
         let plan = self.compiler.apply(changes);
         self.execute(plan);
         // The addresses of a pod changed, its interface may have stayed: bind again, so that it may send from them.
@@ -434,7 +435,9 @@ impl Agent {
         }
         if self.compiler.endpoint(id).is_none() {
             self.name_endpoint(id, pod);
-            let plan = self.compiler.apply(vec![Change::Endpoint(id, Some(pod.clone()))]);
+            let change = vec![Change::Endpoint(id, Some(pod.clone()))];
+            self.stage(&change);
+            let plan = self.compiler.apply(change);
             self.execute(plan);
         }
         match self.datapath.attach(id) {

@@ -205,6 +205,9 @@ pub struct DirectionExplanation {
     pub rule: Option<u32>,
     /// A Log rule was passed.
     pub log: bool,
+    /// What would happen if staged policies were enforced, where there are some.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub staged: Option<Box<DirectionExplanation>>,
 }
 
 impl DirectionExplanation {
@@ -218,6 +221,7 @@ impl DirectionExplanation {
             policy: None,
             rule: None,
             log: false,
+            staged: None,
         }
     }
 }
@@ -233,6 +237,7 @@ impl From<&Judgement> for DirectionExplanation {
             policy: last.and_then(|hit| hit.policy.clone()),
             rule: last.and_then(|hit| hit.rule),
             log: judgement.log,
+            staged: None,
             hits,
         }
     }
@@ -454,7 +459,7 @@ fn path(
             Direction::Egress => (source, destination),
             Direction::Ingress => (destination, source),
         };
-        let judgement = world.judge(&Flow {
+        let flow = Flow {
             endpoint,
             direction,
             local_addr,
@@ -467,8 +472,12 @@ fn path(
             },
             destination_port: if ports { port } else { 0 },
             icmp: matches!(protocol, IPPROTO_ICMP | IPPROTO_ICMPV6).then_some((kind, code)),
-        });
-        DirectionExplanation::from(&judgement)
+        };
+        let staged = world.has_staged().then(|| world.judge_staged(&flow));
+        DirectionExplanation {
+            staged: staged.map(|judgement| Box::new(DirectionExplanation::from(&judgement))),
+            ..DirectionExplanation::from(&world.judge(&flow))
+        }
     };
     let egress = judge(Direction::Egress, from.subject());
     let ingress = judge(Direction::Ingress, to.subject());

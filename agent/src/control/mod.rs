@@ -6,6 +6,7 @@
 //! | `endpoints` | local pods on their way to an enforced interface |
 //! | `removals` | what plans want removed, kept for the grace period |
 //! | `hits` | how often each rule was hit |
+//! | `staging` | staged policies |
 //! | `wait` | who waits until everything is enforced |
 //! | `status`, `dump`, `explain` | the answers to questions about the whole |
 //! | `options` | what `weir agent` was told |
@@ -19,6 +20,7 @@ mod hits;
 pub mod options;
 pub mod query;
 mod removals;
+mod staging;
 mod status;
 mod wait;
 

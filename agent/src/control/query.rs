@@ -217,6 +217,9 @@ pub struct StatusReport {
     pub source: String,
     pub endpoints: Vec<EndpointReport>,
     pub policies: u64,
+    /// Evaluated for flow records and explanations, not enforced.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub staged: Vec<PolicyName>,
     pub maps: Vec<MapReport>,
     pub problems: Vec<Problem>,
     pub shortages: Vec<ShortageReport>,

@@ -71,6 +71,11 @@ impl Agent {
             source: format!("manifests in {}", self.options.manifests.display()),
             endpoints,
             policies: self.compiler.stats().policies as u64,
+            staged: {
+                let mut staged: Vec<_> = self.staged_policies().map(|policy| &policy.key).collect();
+                staged.sort();
+                staged.into_iter().map(PolicyName::from).collect()
+            },
             maps: maps.iter().map(map_report).collect(),
             problems,
             shortages: self.shortages.iter().map(ShortageReport::from).collect(),

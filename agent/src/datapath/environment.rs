@@ -92,8 +92,18 @@ pub(super) fn check_bpffs(dir: &Path) -> Result<()> {
 /// Both directories of an agent, locked for as long as this lives (flock(2): the kernel lets go also after SIGKILL).
 #[derive(Debug)]
 pub(super) struct Locks {
-    _run_dir: File,
-    _bpffs: File,
+    run_dir: File,
+    bpffs: File,
+}
+
+impl Drop for Locks {
+    /// Lets go by word: closing alone would leave the locks to a child that is between fork and exec just now, and the
+    /// next owner in this process would find them taken.
+    fn drop(&mut self) {
+        // What fails here is done by closing.
+        let _ = self.run_dir.unlock();
+        let _ = self.bpffs.unlock();
+    }
 }
 
 impl Locks {
@@ -128,8 +138,8 @@ impl Locks {
         let dir = File::open(bpffs).map_err(Error::path(bpffs, "open the directory"))?;
         match dir.try_lock() {
             Ok(()) => Ok(Self {
-                _run_dir: file,
-                _bpffs: dir,
+                run_dir: file,
+                bpffs: dir,
             }),
             Err(TryLockError::WouldBlock) => Err(Error::BpffsInUse { path: bpffs.to_owned() }),
             Err(TryLockError::Error(error)) => Err(Error::path(bpffs, "lock the directory")(error)),

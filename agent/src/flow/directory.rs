@@ -18,6 +18,7 @@ use crate::{
         model::Judgement,
         plan::{Op, Plan},
         selector::EntityKind,
+        staged::StagedWorld,
     },
 };
 
@@ -90,6 +91,8 @@ pub struct Names {
     node_addresses: FxHashMap<Arc<str>, Vec<IpAddr>>,
     endpoints: Numbered<Arc<PodInfo>>,
     traces: Numbered<Arc<Judgement>>,
+    /// Where there are staged policies: what they would do.
+    pub staged: Option<Box<StagedWorld>>,
 }
 
 impl Names {

@@ -138,6 +138,11 @@ impl Encoder {
         if record.log {
             text(out, "\"log\":true,");
         }
+        if let Some(staged) = &record.staged {
+            text(out, "\"staged\":");
+            render_into(out, &render::staged(staged));
+            text(out, ",");
+        }
         for (name, [forward, reply]) in [("\"packets\"", record.packets), ("\"bytes\"", record.bytes)] {
             text(out, name);
             text(out, ":{\"forward\":");

@@ -251,6 +251,14 @@ pub struct BothWays {
     pub reply: u64,
 }
 
+/// A verdict that is not enforced.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Staged {
+    pub verdict: Verdict,
+    /// The whole walk, the deciding step last.
+    pub hits: Vec<HitReport>,
+}
+
 /// What Hubble has no field for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Weir<'a> {
@@ -274,6 +282,9 @@ pub struct Weir<'a> {
     /// A Log rule was passed.
     #[serde(default, skip_serializing_if = "is_false")]
     pub log: bool,
+    /// What would happen if staged policies were enforced; only where there are some, in the first record of a flow.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub staged: Option<Staged>,
     /// Of the flow so far (denied flows: what was dropped).
     pub packets: BothWays,
     /// From the network header on.

@@ -16,7 +16,7 @@ use super::{
     directory::{Name, Names},
     json::{FlowEvent, Verdict},
 };
-use crate::policy::model::Judgement;
+use crate::policy::{change::PeerKey, evaluate::Flow, model::Judgement, selector::EntityKind};
 
 /// One end of a flow.
 #[derive(Clone, Debug, PartialEq)]
@@ -49,6 +49,8 @@ pub struct FlowRecord {
     /// None: no policy was asked, or the trace is forgotten.
     pub judgement: Option<Arc<Judgement>>,
     pub log: bool,
+    /// What staged policies would make of it; where there are none, and in later records of the flow, None.
+    pub staged: Option<Arc<Judgement>>,
     /// Source to destination, destination to source.
     pub packets: [u64; 2],
     pub bytes: [u64; 2],
@@ -111,6 +113,9 @@ impl Context<'_> {
             FlowEvent::Denied => record.count = Some(1),
             FlowEvent::Started | FlowEvent::Ongoing => {}
         }
+        if kind != FlowEvent::Ended {
+            record.staged = self.staged(&record);
+        }
         Some(record)
     }
 
@@ -153,6 +158,33 @@ impl Context<'_> {
         record.end = Some(self.clock.wall(entry.last));
         record.count = Some(entry.packets);
         record
+    }
+
+    /// What staged policies would make of a flow that opens. Exempt flows are not asked.
+    fn staged(&self, record: &FlowRecord) -> Option<Arc<Judgement>> {
+        let staged = self.names.staged.as_ref()?;
+        record.judgement.as_ref()?;
+        let pod = self.names.endpoint(record.endpoint)?;
+        let (local, peer) = match record.direction {
+            Direction::Egress => (&record.source, &record.destination),
+            Direction::Ingress => (&record.destination, &record.source),
+        };
+        let (source_port, destination_port) = record.ports().unwrap_or_default();
+        let flow = Flow {
+            endpoint: PeerKey {
+                kind: EntityKind::Pod,
+                namespace: Some(pod.namespace.clone()),
+                name: pod.name.clone(),
+            },
+            direction: record.direction,
+            local_addr: local.address,
+            peer_addr: peer.address,
+            protocol: record.protocol,
+            source_port,
+            destination_port,
+            icmp: record.is_icmp().then(|| record.icmp.to_be_bytes().into()),
+        };
+        staged.judge(record.endpoint, &flow)
     }
 
     const fn verdict(&self, passed: bool) -> Verdict {
@@ -200,6 +232,7 @@ impl Context<'_> {
             direction: opener,
             judgement: self.names.trace(decision.trace()).cloned(),
             log: decision.logs(),
+            staged: None,
             packets: [0; 2],
             bytes: [0; 2],
             start: time,

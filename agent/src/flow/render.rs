@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     control::explain::HitReport,
-    policy::model::{Hit, PolicyKey, PolicyKind},
+    policy::model::{Hit, Judgement, PolicyKey, PolicyKind},
 };
 
 /// Cilium's reserved identities (`pkg/identity/numericidentity.go`), for whoever filters by them.
@@ -185,6 +185,7 @@ impl FlowRecord {
             rule_name: rule_name.map(|name| Cow::Borrowed(&**name)),
             hits: hits.iter().map(HitReport::from).collect(),
             log: self.log,
+            staged: self.staged.as_deref().map(staged),
             packets: json::BothWays {
                 forward: self.packets[0],
                 reply: self.packets[1],
@@ -200,6 +201,19 @@ impl FlowRecord {
             adopted: self.adopted,
             endpoint: self.endpoint,
         }
+    }
+}
+
+/// A verdict that is not enforced.
+pub(super) fn staged(judgement: &Judgement) -> json::Staged {
+    let hits: Vec<HitReport> = judgement.hits.iter().map(HitReport::from).collect();
+    json::Staged {
+        verdict: if judgement.allow {
+            json::Verdict::Forwarded
+        } else {
+            json::Verdict::Dropped
+        },
+        hits,
     }
 }
 

@@ -115,6 +115,33 @@ fn a_started_flow_says_who_allowed_it() {
 }
 
 #[test]
+fn a_flow_says_what_staged_policies_would_do() {
+    let event = Event {
+        time: 62_123_456_789,
+        key: asked(),
+        decision: Decision::new(true, false, 1),
+        kind: EventKind::Started as u8,
+        reason: Reason::Allowed as u8,
+        direction: Direction::Ingress as u8,
+        tcp_flags: TCP_SYN as u8,
+        flags: CtEntry::OPENED_BY_PEER,
+        packets: [0, 1],
+        bytes: [0, 60],
+        ..Event::default()
+    };
+    let names = names();
+    let mut record = record(&names, |context| context.event(&event, None).expect("a record"));
+    assert_eq!(record.staged, None, "nothing is staged");
+    record.staged = names.trace(2).cloned();
+    golden_record(
+        "staged",
+        record,
+        "Nov 22 17:01:02.123  prod/web-1:34512 -> prod/api-0:8080  to-endpoint FORWARDED (TCP SYN) allowed by \
+         NetworkPolicy prod/allow-web #0; staged: DROPPED by deny-all",
+    );
+}
+
+#[test]
 fn a_denied_flow_says_who_denied_it() {
     let event = Event {
         time: SECOND,

@@ -83,6 +83,12 @@ fn flow(record: &Flow<'_>) -> String {
         text.push(',');
     }
     text.push_str(&decided_by);
+    if let Some(staged) = weir.staged.as_ref().filter(|staged| staged.verdict != record.verdict) {
+        let _ = write!(text, "; staged: {YELLOW}{}{YELLOW:#}", staged.verdict.name());
+        if let Some(policy) = staged.hits.last().and_then(|hit| hit.policy.as_ref()) {
+            let _ = write!(text, " by {}", policy.name);
+        }
+    }
     text
 }
 

@@ -109,6 +109,12 @@ impl World {
         self.walk_order(endpoint, direction, false)
     }
 
+    /// Whether any policy is staged.
+    #[must_use]
+    pub fn has_staged(&self) -> bool {
+        self.policies.values().any(|policy| policy.staged)
+    }
+
     /// What the policies say of a flow. A pod that nobody knows is denied everything, with no hit.
     #[must_use]
     pub fn judge(&self, flow: &Flow) -> Judgement {

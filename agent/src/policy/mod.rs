@@ -9,7 +9,8 @@
 //! | `compile` | changes in, plans out |
 //! | `evaluate` | the naive evaluator: the reference, and `weir explain` |
 //! | `random` | random small worlds, for tests |
-//! | `simulate` | maps that execute plans and look up as the eBPF program does, for tests |
+//! | `simulate` | maps that execute plans and look up as the eBPF program does, for tests and staged policies |
+//! | `staged` | what would happen if staged policies were enforced |
 
 pub mod change;
 pub mod compile;
@@ -19,6 +20,7 @@ pub mod plan;
 pub mod random;
 pub mod selector;
 pub mod simulate;
+pub mod staged;
 
 #[cfg(test)]
 mod property;

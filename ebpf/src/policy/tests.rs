@@ -51,11 +51,11 @@ impl Tables for Plain {
         self.identities.get(&identity).copied()
     }
 
-    fn row(&self, key: &RowKey, row: &mut Row) {
+    fn row(&self, key: &RowKey, slot: Slot) -> Option<Part> {
         self.count();
-        if let Some(found) = self.rows.get(&(key.table, key.class)) {
-            *row = *found;
-        }
+        let found = self.rows.get(&(key.table, key.class))?;
+        // SAFETY: a row of ours.
+        Some(unsafe { Part::read(found, slot) })
     }
 
     fn decision(&self, key: &DecisionKey) -> Option<Decision> {
@@ -119,11 +119,12 @@ fn ask(plain: &Plain, table: u32, key: &CtKey, opener: Direction, icmp: u16, fro
             base: [decision(7); 5],
         },
     };
-    let mut row = Row::default();
+    let slot = Slot::of(key.protocol(), key.peer.is_v4());
     judge(
         plain,
-        &policy,
-        &mut row,
+        // SAFETY: a policy of ours.
+        &unsafe { Policy::read(&policy, slot) },
+        slot,
         key,
         &Question {
             own: OWN,
@@ -248,7 +249,9 @@ fn icmp_is_judged_by_type_and_code() {
         from_node: false,
     };
     let row = plain.rows[&(TABLE, 6)];
-    assert_eq!(decide(&plain, &row, &flow(58, 0, 0), &other), base()[4]);
+    // SAFETY: a row of ours.
+    let part = unsafe { Part::read(&row, Slot::Other) };
+    assert_eq!(decide(&plain, &part, Slot::Other, &flow(58, 0, 0), &other), base()[4]);
 }
 
 #[test]

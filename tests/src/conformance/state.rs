@@ -186,7 +186,8 @@ impl State {
         }
         out.push_str(rest);
         Ok(match self.lab.families() {
-            Families::V6 => twin_nets(&out),
+            // Calico's ICMP is that of IPv4 alone.
+            Families::V6 => twin_nets(&out).replace("rotocol: ICMP\n", "rotocol: ICMPv6\n"),
             Families::V4 | Families::Dual => out,
         })
     }

@@ -386,7 +386,7 @@ fn audited_endpoints_pass_what_would_be_dropped() {
     world.store();
     world.from_pod("SYN ACK", &tcp(V4.pod, V4.peer, (80, 1000), SYN | ACK), Reason::Audit);
     world.to_pod("ACK", &tcp(V4.peer, V4.pod, (1000, 80), ACK), Reason::Audit);
-    assert_eq!(world.confirmed(&flow).expect("the flow").decision.allows(), false);
+    assert!(!world.confirmed(&flow).expect("the flow").decision.allows());
     world.from_pod("foreign source", &udp(V4.outside, V4.peer, (1, 2)), Reason::Audit);
     world.from_pod(
         "malformed",

@@ -72,10 +72,10 @@ fn fragments_go_both_ways_and_by_every_protocol() {
             let mut header = Ip::new(family.peer, family.pod, protocol);
             header.fragment = Some((id, 0, true));
             let length = first.len() as u16;
-            let (first, length) = if length % 8 == 0 {
+            let (first, length) = if length.is_multiple_of(8) {
                 (first, length)
             } else {
-                let padded = (length + 7) / 8 * 8;
+                let padded = length.div_ceil(8) * 8;
                 let mut first = first;
                 first.resize(usize::from(padded), 0);
                 (first, padded)

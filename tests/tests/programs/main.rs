@@ -2,6 +2,7 @@
 //!
 //! Needs root. Sends nothing: packets are handed to the programs by `BPF_PROG_TEST_RUN`.
 
+mod compiled;
 mod connections;
 mod events;
 mod fragments;

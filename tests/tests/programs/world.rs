@@ -210,11 +210,13 @@ impl World {
         self.counters = counters;
     }
 
+    #[expect(clippy::wrong_self_convention, reason = "named after the hook")]
     #[track_caller]
     pub fn from_pod(&mut self, name: &str, packet: &[u8], reason: Reason) {
         self.expect(name, Hook::FROM_POD, packet, reason);
     }
 
+    #[expect(clippy::wrong_self_convention, reason = "named after the hook")]
     #[track_caller]
     pub fn to_pod(&mut self, name: &str, packet: &[u8], reason: Reason) {
         self.expect(name, Hook::TO_POD, packet, reason);

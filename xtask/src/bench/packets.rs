@@ -29,6 +29,9 @@ const ROWS: [Row; 4] = [
     ("denied", |ns| ns.denied),
 ];
 
+/// Name, how many such rules make tables, and how flat their cost must be.
+type Kind = (&'static str, fn(u32) -> Rules, f64);
+
 pub fn run(quick: bool) -> Result<()> {
     report::heading("packets", "nanoseconds per packet, by number of rules on the pod");
     let repeat = if quick { 100_000 } else { 1_000_000 };
@@ -36,7 +39,7 @@ pub fn run(quick: bool) -> Result<()> {
     let empty = empty(repeat)?;
     println!("  an empty program: {empty:.0} ns");
     let mut figures = vec![json!({ "program": "empty", "ns": empty })];
-    let kinds: [(&str, fn(u32) -> Rules, f64); 2] = [
+    let kinds: [Kind; 2] = [
         ("pods and ports", Rules::Pods, PODS_FLATNESS_LIMIT),
         ("CIDRs and ports", Rules::Cidrs, CIDRS_FLATNESS_LIMIT),
     ];

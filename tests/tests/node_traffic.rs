@@ -147,7 +147,16 @@ fn spoof(world: &World, from: &str, source: SocketAddr, to: SocketAddr, token: u
     batch.add(format!("addr replace {}/{bits} dev lo", source.ip()));
     batch.run(netns)?;
     netns.run(|| {
-        let socket = UdpSocket::bind(source).with_context(|| format!("bind {source}"))?;
+        // An IPv6 address can be bound to a moment after it was added.
+        let mut bound = UdpSocket::bind(source);
+        for _ in 0..100 {
+            if bound.is_ok() {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+            bound = UdpSocket::bind(source);
+        }
+        let socket = bound.with_context(|| format!("bind {source}"))?;
         socket.send_to(&packet::mark(token), to)?;
         Ok(())
     })

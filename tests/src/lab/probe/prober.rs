@@ -1,7 +1,7 @@
 //! The event loop that asks all probes at once.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     io,
     os::fd::OwnedFd,
     sync::Arc,
@@ -48,6 +48,8 @@ const SOURCE_PORTS: std::ops::Range<u16> = 10_000..60_000;
 /// Asks probes. Remembers which source ports it has used.
 pub struct Prober {
     next_port: u16,
+    /// Ports by probe: a datagram on the tuple of an earlier one would belong to that one's flow.
+    used: HashSet<(Probe, u16)>,
     next_token: u64,
 }
 
@@ -73,6 +75,7 @@ impl Default for Prober {
     fn default() -> Self {
         Self {
             next_port: SOURCE_PORTS.start,
+            used: HashSet::new(),
             next_token: 1,
         }
     }
@@ -184,6 +187,9 @@ impl Prober {
             } else {
                 port + 1
             };
+            if !self.used.insert((probe.clone(), port)) {
+                continue;
+            }
             if key.is_some() {
                 break port;
             }

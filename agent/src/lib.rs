@@ -8,6 +8,7 @@ pub mod endpoint;
 pub mod flow;
 pub mod identity;
 pub mod index;
+pub mod memory;
 pub mod object;
 pub mod policy;
 pub mod source;

@@ -61,6 +61,7 @@ pub(super) fn selector(
             parts.push(requirement(&expression, field, report)?);
         }
     }
+    parts.shrink_to_fit();
     Ok(parts)
 }
 
@@ -88,8 +89,8 @@ fn requirement(expression: &At<'_>, field: fn(String) -> Field, report: &mut Rep
     }
     let field = field(key.to_owned());
     match (operator_name, values.is_empty()) {
-        ("In", false) => Ok(Selector::In(field, values)),
-        ("NotIn", false) => Ok(Selector::Not(Box::new(Selector::In(field, values)))),
+        ("In", false) => Ok(Selector::In(field, values.into())),
+        ("NotIn", false) => Ok(Selector::Not(Box::new(Selector::In(field, values.into())))),
         ("Exists", true) => Ok(Selector::Has(field)),
         ("DoesNotExist", true) => Ok(Selector::Not(Box::new(Selector::Has(field)))),
         ("In" | "NotIn", true) => Err(report.error(

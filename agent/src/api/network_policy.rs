@@ -105,6 +105,7 @@ fn subject(spec: &At<'_>, namespace: &str, report: &mut Report) -> Result<Select
     if let Some(selector) = spec.get("podSelector") {
         parts.extend(labels::selector(&selector, Field::Label, report)?);
     }
+    parts.shrink_to_fit();
     Ok(Selector::And(parts))
 }
 
@@ -205,6 +206,7 @@ fn all<T>(
             Err(Reported) => broken = true,
         }
     }
+    out.shrink_to_fit();
     if broken { Err(Reported) } else { Ok(out) }
 }
 
@@ -239,6 +241,7 @@ fn peer(at: &At<'_>, namespace: &str, report: &mut Report) -> Result<PeerMatch, 
     let selector = if let [_] = parts[..] {
         is_pod()
     } else {
+        parts.shrink_to_fit();
         Selector::And(parts)
     };
     Ok(PeerMatch {
@@ -416,5 +419,9 @@ fn traffic(entries: Vec<(u8, Option<PortMatch>)>) -> Vec<TrafficMatch> {
             }),
         }
     }
+    for ports in out.iter_mut().filter_map(|known| known.ports.as_mut()) {
+        ports.shrink_to_fit();
+    }
+    out.shrink_to_fit();
     out
 }

@@ -12,9 +12,12 @@ use super::{
     error::CliError,
     logging::{self, LogFormat, LogLevel},
 };
-use crate::control::{
-    self,
-    options::{AgentOptions, AttachMode, FlowLogOptions, FlowLogTarget},
+use crate::{
+    control::{
+        self,
+        options::{AgentOptions, AttachMode, FlowLogOptions, FlowLogTarget},
+    },
+    memory,
 };
 
 /// A size in bytes, written with or without a unit.
@@ -108,6 +111,7 @@ impl Agent {
     pub fn run(self) -> Result<(), CliError> {
         logging::init(self.log_level, self.log_format)?;
         let options = self.options()?;
+        memory::economize();
         // Two workers: a compilation of milliseconds on one leaves flows and verbs the other.
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)

@@ -23,6 +23,7 @@ use crate::{
     endpoint::{self, Discovery},
     flow::{directory::Directory, hub::Hub, task::FlowTask},
     index::{Index, IndexOutput, LocalPodChange},
+    memory,
     policy::{
         change::{Change, PeerKey},
         compile::Compiler,
@@ -36,6 +37,10 @@ use crate::{
 const FIRST_DISCOVERY: Duration = Duration::from_secs(3);
 /// How soon a failed write to the kernel is tried again, by a new generation.
 pub(super) const RETRY: Duration = Duration::from_secs(5);
+/// After so many changed objects at once there is memory to give back,
+const MANY_OBJECTS: usize = 1_000;
+/// so much later, when what follows from them is done too.
+const TRIM_AFTER: Duration = Duration::from_secs(1);
 
 /// All that the loop holds.
 pub struct Agent {
@@ -64,6 +69,8 @@ pub struct Agent {
     pub(super) broken: Option<(String, Instant)>,
     /// When endpoints that could not be attached are tried again.
     pub(super) retry: Option<Instant>,
+    /// When memory is given back.
+    trim: Option<Instant>,
     /// The naive evaluator of the current objects, for explain. None: something changed since.
     world: Option<World>,
 }
@@ -104,6 +111,7 @@ impl Agent {
             settled: false,
             broken: None,
             retry: None,
+            trim: None,
             world: None,
         }
     }
@@ -112,6 +120,13 @@ impl Agent {
 
     /// Events of the source, as many as there were. One plan for all of them.
     pub fn source_events(&mut self, events: Vec<SourceEvent>) {
+        let changed = events.iter().map(|event| match event {
+            SourceEvent::Reset(objects) => objects.len(),
+            _ => 1,
+        });
+        if changed.sum::<usize>() >= MANY_OBJECTS {
+            self.trim = Some(Instant::now() + TRIM_AFTER);
+        }
         let mut output = IndexOutput::default();
         let mut refreshed = Vec::new();
         for event in events {
@@ -159,12 +174,13 @@ impl Agent {
 
     /// Something that was put off is due.
     pub fn tick(&mut self, now: Instant) {
-        while let Some(due) = self.removals.pop(now) {
+        // What is left is due at once, after the changes that came meanwhile.
+        if let Some(due) = self.removals.pop(now) {
             self.hits.retire(&due.ops, &self.datapath);
             if let Err(error) = self.datapath.execute(&due.ops) {
                 self.fail("remove what is no longer used", &error);
             }
-            if self.compiler.executed(due.serial) && self.removals.next().is_none() {
+            if due.serial.is_some_and(|serial| self.compiler.executed(serial)) && self.removals.next().is_none() {
                 let plan = self.compiler.apply(Vec::new());
                 self.execute(plan);
             }
@@ -182,6 +198,10 @@ impl Agent {
                 self.bind(&pod);
             }
         }
+        if self.trim.is_some_and(|at| at <= now) {
+            self.trim = None;
+            memory::trim();
+        }
         self.progress();
     }
 
@@ -190,10 +210,17 @@ impl Agent {
     pub fn next_tick(&self) -> Option<Instant> {
         let retry = self.broken.as_ref().map(|(_, retry)| *retry);
         let first_sync = self.first_sync_by.filter(|_| !self.settled);
-        [self.removals.next(), retry, self.retry, first_sync, self.waits.next()]
-            .into_iter()
-            .flatten()
-            .min()
+        [
+            self.removals.next(),
+            retry,
+            self.retry,
+            self.trim,
+            first_sync,
+            self.waits.next(),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 
     /// Somebody reads flow records, or nobody does any more.

@@ -19,6 +19,9 @@ use crate::policy::plan::Op;
 /// Longer than any program run: those last microseconds, and are not preempted for longer than a few milliseconds.
 pub const GRACE: Duration = Duration::from_millis(100);
 
+/// Removals that are executed at once: what takes about a quarter of a millisecond, since a change may be waiting.
+const SLICE: usize = 128;
+
 /// The element of a map that an operation writes or deletes.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Element {
@@ -57,35 +60,48 @@ impl Element {
     }
 }
 
-/// The removals of one plan.
+/// Removals of one plan.
 #[derive(Debug, PartialEq)]
 pub struct Due {
-    pub serial: u64,
+    /// The plan, if these are the last of its removals.
+    pub serial: Option<u64>,
     pub ops: Vec<Op>,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    due: Instant,
+    serial: u64,
+    ops: VecDeque<Op>,
 }
 
 #[derive(Debug, Default)]
 pub struct Removals {
-    waiting: VecDeque<(Instant, Due)>,
+    waiting: VecDeque<Waiting>,
 }
 
 impl Removals {
     /// Takes the removals of a plan that was flipped just now. (Also empty ones: the compiler waits for the serial.)
     pub fn schedule(&mut self, now: Instant, serial: u64, ops: Vec<Op>) {
-        self.waiting.push_back((now + GRACE, Due { serial, ops }));
+        self.waiting.push_back(Waiting {
+            due: now + GRACE,
+            serial,
+            ops: ops.into(),
+        });
     }
 
     /// To be called before the operations of a later plan are executed: what it writes must not be removed after.
     pub fn spare(&mut self, written: &[Op]) {
-        if self.waiting.iter().all(|(_, due)| due.ops.is_empty()) {
+        if self.waiting.iter().all(|waiting| waiting.ops.is_empty()) {
             return;
         }
         let written: FxHashSet<Element> = written.iter().filter_map(Element::of).collect();
         if written.is_empty() {
             return;
         }
-        for (_, due) in &mut self.waiting {
-            due.ops
+        for waiting in &mut self.waiting {
+            waiting
+                .ops
                 .retain(|op| Element::of(op).is_none_or(|element| !written.contains(&element)));
         }
     }
@@ -93,20 +109,26 @@ impl Removals {
     /// When the next removals are due.
     #[must_use]
     pub fn next(&self) -> Option<Instant> {
-        self.waiting.front().map(|(at, _)| *at)
+        self.waiting.front().map(|waiting| waiting.due)
     }
 
-    /// The oldest removals whose time has come.
+    /// The oldest removals whose time has come, not too many of them. More may be due.
     pub fn pop(&mut self, now: Instant) -> Option<Due> {
         if self.next()? > now {
             return None;
         }
-        self.waiting.pop_front().map(|(_, due)| due)
+        let front = self.waiting.front_mut()?;
+        let ops = front.ops.drain(..front.ops.len().min(SLICE)).collect();
+        let serial = front.ops.is_empty().then_some(front.serial);
+        if serial.is_some() {
+            self.waiting.pop_front();
+        }
+        Some(Due { serial, ops })
     }
 
     /// Forgets all of them, as their maps are gone; gives back their serials.
     pub fn clear(&mut self) -> Vec<u64> {
-        self.waiting.drain(..).map(|(_, due)| due.serial).collect()
+        self.waiting.drain(..).map(|waiting| waiting.serial).collect()
     }
 }
 
@@ -133,7 +155,7 @@ mod tests {
         assert_eq!(
             due,
             Due {
-                serial: 1,
+                serial: Some(1),
                 ops: vec![Op::DeleteAddress(address(2))]
             }
         );
@@ -147,8 +169,29 @@ mod tests {
         removals.schedule(start, 1, vec![Op::DeleteTrace(1)]);
         removals.schedule(start, 2, Vec::new());
         let later = start + GRACE;
-        assert_eq!(removals.pop(later).map(|due| due.serial), Some(1));
-        assert_eq!(removals.pop(later).map(|due| due.serial), Some(2));
+        assert_eq!(removals.pop(later).and_then(|due| due.serial), Some(1));
+        assert_eq!(removals.pop(later).and_then(|due| due.serial), Some(2));
         assert_eq!(removals.pop(later), None);
+    }
+
+    #[test]
+    fn many_removals_come_in_slices_and_the_last_names_the_plan() {
+        let start = Instant::now();
+        let mut removals = Removals::default();
+        let count = SLICE as u32 * 2 + 1;
+        removals.schedule(start, 9, (0..count).map(Op::DeleteTrace).collect());
+        let later = start + GRACE;
+        let first = removals.pop(later).expect("due");
+        assert_eq!((first.serial, first.ops.len()), (None, SLICE));
+        // What a change in between writes again stays, as before.
+        removals.spare(&[Op::PutTrace(SLICE as u32), Op::PutTrace(count - 1)]);
+        let rest = removals.pop(later).expect("due");
+        assert_eq!((rest.serial, rest.ops.len()), (Some(9), SLICE - 1));
+        assert_eq!(
+            rest.ops.first(),
+            Some(&Op::DeleteTrace(SLICE as u32 + 1)),
+            "in their order"
+        );
+        assert_eq!(removals.next(), None);
     }
 }

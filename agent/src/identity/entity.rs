@@ -1,8 +1,9 @@
 //! What is known of pods, nodes, network sets, namespaces and service accounts; who claims which address.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{hash::BuildHasher as _, net::IpAddr, sync::Arc};
 
-use rustc_hash::{FxHashMap, FxHashSet};
+use hashbrown::{HashTable, hash_table};
+use rustc_hash::{FxBuildHasher, FxHashMap, FxHashSet};
 use smallvec::SmallVec;
 
 use super::{
@@ -45,7 +46,8 @@ struct Namespace {
 #[derive(Debug, Default)]
 pub struct Entities {
     pub(super) entities: Slab<Entity>,
-    ids: FxHashMap<PeerKey, u32>,
+    /// By the entity's key, which stands in the entity.
+    ids: HashTable<u32>,
     namespaces: FxHashMap<Arc<str>, Namespace>,
     service_accounts: FxHashMap<(Arc<str>, Arc<str>), Labels>,
     /// Equal label sets are kept once; with those that have them.
@@ -55,17 +57,25 @@ pub struct Entities {
     users: FxHashMap<u32, usize>,
 }
 
+fn hash(key: &PeerKey) -> u64 {
+    FxBuildHasher.hash_one(key)
+}
+
 impl Entities {
+    fn id(&self, key: &PeerKey) -> Option<u32> {
+        self.ids.find(hash(key), |&id| self.entities[id].key == *key).copied()
+    }
+
     /// An entity in full.
     #[must_use]
     pub fn subject(&self, key: &PeerKey) -> Option<Subject<'_>> {
-        self.ids.get(key).map(|&id| self.subject_of(&self.entities[id]))
+        self.id(key).map(|id| self.subject_of(&self.entities[id]))
     }
 
     /// Addresses of a peer, in the order given.
     #[must_use]
     pub fn addresses(&self, key: &PeerKey) -> &[u128] {
-        self.ids.get(key).map_or(&[], |&id| &self.entities[id].addresses)
+        self.id(key).map_or(&[], |id| &self.entities[id].addresses)
     }
 
     /// Network sets that hold an address, in full.
@@ -195,12 +205,15 @@ impl Entities {
         if is_set {
             self.sets.insert(id);
         }
-        self.ids.insert(key, id);
+        let entities = &self.entities;
+        self.ids.insert_unique(hash(&key), id, |&id| hash(&entities[id].key));
         id
     }
 
     fn remove(&mut self, key: &PeerKey) -> Option<(u32, Entity)> {
-        let id = self.ids.remove(key)?;
+        let entities = &self.entities;
+        let known = self.ids.find_entry(hash(key), |&id| entities[id].key == *key);
+        let (id, _) = known.ok().map(hash_table::OccupiedEntry::remove)?;
         let entity = self.entities.remove(id)?;
         self.forget_labels(&entity.labels, id);
         if let Some(name) = &key.namespace
@@ -298,7 +311,7 @@ impl Identities {
     }
 
     fn put_entity(&mut self, new: Entity) -> bool {
-        let Some(&id) = self.entities.ids.get(&new.key) else {
+        let Some(id) = self.entities.id(&new.key) else {
             let (addresses, claimed) = (new.addresses.clone(), new.claimed);
             let id = self.entities.insert(new);
             self.claim(id, &addresses, claimed);

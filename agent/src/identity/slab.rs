@@ -22,6 +22,10 @@ impl<T> Slab<T> {
             self.slots[id as usize] = Some(value);
             return id;
         }
+        if self.slots.len() == self.slots.capacity() {
+            // By an eighth, not twofold: with ten thousand peers the unused half would be megabytes.
+            self.slots.reserve_exact((self.slots.len() / 8).max(16));
+        }
         self.slots.push(Some(value));
         // More than 2^32 values do not fit into memory.
         (self.slots.len() - 1) as u32

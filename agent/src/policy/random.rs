@@ -145,7 +145,7 @@ pub fn selector(random: &mut Random, depth: usize) -> Selector {
         4 => Selector::Contains(field, "b".into()),
         5 => {
             let values: BTreeSet<String> = (0..2).map(|_| value(random, &field)).collect();
-            Selector::In(field, values)
+            Selector::In(field, values.into())
         }
         6 | 7 => {
             let value = value(random, &field);

@@ -44,6 +44,35 @@ impl EntityKind {
     }
 }
 
+/// A set of strings, to be copied for nothing: thousands of rules ask for one value each, and the compiler keeps copies
+/// of what they ask.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Values(Arc<[Box<str>]>);
+
+impl Values {
+    #[must_use]
+    pub fn contains(&self, value: &str) -> bool {
+        self.0.binary_search_by(|own| (**own).cmp(value)).is_ok()
+    }
+
+    /// Ascending.
+    pub fn iter(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(AsRef::as_ref)
+    }
+}
+
+impl From<BTreeSet<String>> for Values {
+    fn from(values: BTreeSet<String>) -> Self {
+        Self(values.into_iter().map(String::into_boxed_str).collect())
+    }
+}
+
+impl<const N: usize> From<[String; N]> for Values {
+    fn from(values: [String; N]) -> Self {
+        BTreeSet::from(values).into()
+    }
+}
+
 /// A boolean expression over fields. An absent field makes every test false (so `Not(In(..))` is true where the
 /// label is absent, as Kubernetes' `NotIn` and Calico's `!=` want it).
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -53,7 +82,7 @@ pub enum Selector {
     Nothing,
     Has(Field),
     /// The value is one of these.
-    In(Field, BTreeSet<String>),
+    In(Field, Values),
     Contains(Field, String),
     StartsWith(Field, String),
     EndsWith(Field, String),
@@ -74,7 +103,7 @@ impl Selector {
     /// `field == value`.
     #[must_use]
     pub fn equals(field: Field, value: impl Into<String>) -> Self {
-        Self::In(field, BTreeSet::from([value.into()]))
+        Self::In(field, Values::from([value.into()]))
     }
 
     /// Whether the entity matches.

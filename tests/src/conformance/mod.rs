@@ -7,5 +7,6 @@ mod runner;
 mod state;
 mod verify;
 
-pub use case::{Case, Cluster, Suite};
+pub use case::{Case, Cluster, Pod, Suite};
+pub use expectation::Question;
 pub use runner::{Failure, Runner, Setting, Tally};

@@ -63,15 +63,7 @@ struct Play {
 /// If the case cannot be played, or an object of it is not understood.
 pub fn play(cluster: &Cluster, case: &Case) -> Result<(usize, Vec<String>)> {
     let mut cluster = cluster.clone();
-    let mut play = Play {
-        parser: Parser::new(),
-        index: Index::new(NODE),
-        world: World::new(),
-        compiler: Compiler::new(PLENTY, 1),
-        maps: Simulation::new(),
-        endpoints: BTreeMap::new(),
-        addresses: BTreeMap::new(),
-    };
+    let mut play = Play::new();
     let mut probes = 0;
     let mut wrong = Vec::new();
     for (number, step) in case.steps.iter().enumerate() {
@@ -79,7 +71,7 @@ pub fn play(cluster: &Cluster, case: &Case) -> Result<(usize, Vec<String>)> {
         for change in &step.label_changes {
             cluster.relabel(change)?;
         }
-        play.step(&cluster, step)
+        play.enforce(&cluster, &step.policies)
             .with_context(|| format!("{} step {number}", case.name))?;
         for question in questions(&cluster, step)? {
             probes += 1;
@@ -97,6 +89,28 @@ pub fn play(cluster: &Cluster, case: &Case) -> Result<(usize, Vec<String>)> {
     Ok((probes, wrong))
 }
 
+/// Puts sets of policies in force one after the other. Evaluator and compiled decisions must agree about every
+/// question each time, with the whole walk. Returns the number of answers.
+///
+/// # Errors
+/// Where they do not.
+pub fn agree(cluster: &Cluster, policies: &[String], questions: &[Question]) -> Result<usize> {
+    let mut play = Play::new();
+    let mut answers = 0;
+    for text in policies {
+        play.enforce(cluster, text)?;
+        for question in questions {
+            let [(_, evaluated), (_, compiled)] = play.ask(question)?;
+            ensure!(
+                evaluated == compiled,
+                "{question}: evaluated {evaluated:?}, compiled {compiled:?}"
+            );
+            answers += 1;
+        }
+    }
+    Ok(answers)
+}
+
 /// The table's answer, which the suite's own assertions must not contradict.
 fn wanted(step: &Step, question: &Question) -> Result<Expected> {
     let wanted = expected(step, question);
@@ -110,7 +124,19 @@ fn wanted(step: &Step, question: &Question) -> Result<Expected> {
 }
 
 impl Play {
-    fn step(&mut self, cluster: &Cluster, step: &Step) -> Result<()> {
+    fn new() -> Self {
+        Self {
+            parser: Parser::new(),
+            index: Index::new(NODE),
+            world: World::new(),
+            compiler: Compiler::new(PLENTY, 1),
+            maps: Simulation::new(),
+            endpoints: BTreeMap::new(),
+            addresses: BTreeMap::new(),
+        }
+    }
+
+    fn enforce(&mut self, cluster: &Cluster, policies: &str) -> Result<()> {
         self.address(cluster);
         let mut all = Vec::new();
         for namespace in &cluster.namespaces {
@@ -141,7 +167,7 @@ impl Play {
             };
             all.push(self.object(&object.object())?);
         }
-        let text = self.addressed(&step.policies)?;
+        let text = self.addressed(policies)?;
         let (documents, errors) = objects(Path::new("policies.yaml"), &text, &mut self.parser);
         ensure!(errors.is_empty(), "{errors:?}");
         for document in documents {

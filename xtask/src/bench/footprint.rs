@@ -12,7 +12,8 @@ use crate::{
     world::World,
 };
 
-const MEMORY_LIMIT_MIB: f64 = 40.0;
+/// 40 MB.
+const MEMORY_LIMIT_MIB: f64 = 40e6 / MIB;
 const CPU_LIMIT_MILLICORES: f64 = 1.0;
 
 /// After the first sync, before anything is measured: what follows a start is no idleness.
@@ -63,7 +64,7 @@ pub fn run(weir: &Path, quick: bool) -> Result<()> {
             format!("{millicores:.2}"),
             format!("{kernel:.1}"),
             format!(
-                "resident ≤ {MEMORY_LIMIT_MIB}: {}",
+                "resident ≤ {MEMORY_LIMIT_MIB:.1}: {}",
                 report::at_most(memory.resident, MEMORY_LIMIT_MIB)
             ),
             format!(

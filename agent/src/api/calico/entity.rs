@@ -275,6 +275,6 @@ fn service_accounts(at: &At<'_>, report: &mut Report) -> Result<Vec<Selector>, R
     });
     let selector = selector(at, "selector", Scope::RuleServiceAccount, report);
     let names: BTreeSet<String> = names?.into_iter().collect();
-    let names = (!names.is_empty()).then_some(Selector::In(Field::ServiceAccount, names));
+    let names = (!names.is_empty()).then_some(Selector::In(Field::ServiceAccount, names.into()));
     Ok(selector?.into_iter().chain(names).collect())
 }

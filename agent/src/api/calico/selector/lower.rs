@@ -71,7 +71,7 @@ impl Test {
     fn on(self, field: Field) -> Selector {
         match self {
             Self::Has => Selector::Has(field),
-            Self::In(values) => Selector::In(field, values),
+            Self::In(values) => Selector::In(field, values.into()),
             Self::Contains(part) => Selector::Contains(field, part),
             Self::StartsWith(part) => Selector::StartsWith(field, part),
             Self::EndsWith(part) => Selector::EndsWith(field, part),

@@ -1,4 +1,4 @@
-//! Tools that come from crates.io, in the versions that were tried.
+//! Tools that come from the package registry, in the versions that were tried.
 
 use std::{path::PathBuf, process::Command};
 
@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 
 use crate::{bpf, process, workspace};
 
-/// A program from crates.io.
+/// A program from the package registry.
 pub struct CargoTool {
     pub program: &'static str,
     package: &'static str,
@@ -48,7 +48,7 @@ impl CargoTool {
             return Ok(path);
         }
         eprintln!(
-            "setup: building {package} {version} from crates.io into {} (takes a minute or more)",
+            "setup: building {package} {version} from the package registry into {} (takes a minute or more)",
             tools.display()
         );
         let mut cargo = workspace::cargo();
@@ -62,7 +62,7 @@ impl CargoTool {
             .env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16")
             .env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "1");
         process::output(&mut cargo)
-            .with_context(|| format!("{package} {version} cannot be installed; is crates.io reachable?"))?;
+            .with_context(|| format!("{package} {version} cannot be installed; is the package registry reachable?"))?;
         Ok(path)
     }
 }

@@ -61,6 +61,8 @@ pub struct Agent {
     pub(super) removals: Removals,
     /// The source has been read once, whole.
     synced: bool,
+    /// What of the source cannot be read, and so is enforced as it was last known, or not at all.
+    incomplete: Option<String>,
     /// When the first sync stops waiting for discovery.
     first_sync_by: Option<Instant>,
     /// Everything of the first sync is enforced, and what was stale is removed.
@@ -107,6 +109,7 @@ impl Agent {
             hits: Hits::default(),
             removals: Removals::default(),
             synced: false,
+            incomplete: None,
             first_sync_by: None,
             settled: false,
             broken: None,
@@ -121,7 +124,7 @@ impl Agent {
     /// Events of the source, as many as there were. One plan for all of them.
     pub fn source_events(&mut self, events: Vec<SourceEvent>) {
         let changed = events.iter().map(|event| match event {
-            SourceEvent::Reset(objects) => objects.len(),
+            SourceEvent::Reset(objects) | SourceEvent::ResetKinds { objects, .. } => objects.len(),
             _ => 1,
         });
         if changed.sum::<usize>() >= MANY_OBJECTS {
@@ -133,6 +136,7 @@ impl Agent {
             match event {
                 SourceEvent::Problems { origin, problems } => self.set_problems(origin, problems),
                 SourceEvent::Refreshed(token) => refreshed.push(token),
+                SourceEvent::Incomplete(reason) => self.incomplete = reason,
                 event => {
                     if matches!(event, SourceEvent::Reset(_)) && !self.synced {
                         self.synced = true;
@@ -241,6 +245,9 @@ impl Agent {
         }
         if !self.settled {
             return Some("interfaces of pods are still being looked for".to_owned());
+        }
+        if let Some(reason) = &self.incomplete {
+            return Some(reason.clone());
         }
         self.shortages.first().map(|shortage| {
             format!(

@@ -54,7 +54,7 @@ use crate::{
         sink::Sink,
         task::{FlowTask, Shared},
     },
-    source::manifests::{self, ManifestSource},
+    source::Source,
 };
 
 /// Events of the source that are taken in at once.
@@ -109,11 +109,8 @@ pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
     };
     let flows = FlowTask::start(datapath.events()?, datapath.sweeper()?, shared).context("cannot wait for events")?;
     let (discovery, mut discovered) = Discovery::spawn().context("cannot watch interfaces and routes")?;
-    let (source, mut source_events) = ManifestSource::start(&manifests::Config {
-        directory: options.manifests.clone(),
-        run_dir: options.run_dir.clone(),
-    })?;
-    info!(node = options.node, manifests = %options.manifests.display(), "started");
+    let (source, mut source_events) = Source::start(&options.source, &options.run_dir).await?;
+    info!(node = options.node, source = %options.source, "started");
 
     let mut wanted = hub.wanted();
     let mut agent = Agent::new(Parts {
@@ -168,15 +165,15 @@ pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
 }
 
 /// Answers a question. Given back: the wish to be detached, which ends the loop.
-fn answer(
-    agent: &mut Agent,
-    source: &ManifestSource,
-    query: Query,
-) -> Option<query::Reply<Result<DetachReport, QueryError>>> {
+fn answer(agent: &mut Agent, source: &Source, query: Query) -> Option<query::Reply<Result<DetachReport, QueryError>>> {
     // Whoever asked and no longer waits misses nothing.
     match query {
         Query::Readiness(reply) => drop(reply.send(agent.readiness())),
-        Query::Status(reply) => drop(reply.send(agent.status())),
+        Query::Status(reply) => {
+            let mut report = agent.status();
+            report.watches = source.watches();
+            drop(reply.send(report));
+        }
         Query::Wait { deadline, reply } => {
             agent.waits.add(source.refresh(), deadline, reply);
         }

@@ -38,12 +38,14 @@ use crate::policy::model::PolicyKind;
 const KINDS: [Kind; 8] = [
     Kind {
         kind: "NetworkPolicy",
+        plural: "networkpolicies",
         object: ObjectKind::Policy(PolicyKind::NetworkPolicy),
         parse: |cx| policy::parse(cx, PolicyKind::NetworkPolicy),
         ..POLICY
     },
     Kind {
         kind: "GlobalNetworkPolicy",
+        plural: "globalnetworkpolicies",
         object: ObjectKind::Policy(PolicyKind::GlobalNetworkPolicy),
         namespaced: false,
         parse: |cx| policy::parse(cx, PolicyKind::GlobalNetworkPolicy),
@@ -52,12 +54,14 @@ const KINDS: [Kind; 8] = [
     },
     Kind {
         kind: "StagedNetworkPolicy",
+        plural: "stagednetworkpolicies",
         object: ObjectKind::Policy(PolicyKind::StagedNetworkPolicy),
         parse: |cx| policy::parse(cx, PolicyKind::StagedNetworkPolicy),
         ..POLICY
     },
     Kind {
         kind: "StagedGlobalNetworkPolicy",
+        plural: "stagedglobalnetworkpolicies",
         object: ObjectKind::Policy(PolicyKind::StagedGlobalNetworkPolicy),
         namespaced: false,
         parse: |cx| policy::parse(cx, PolicyKind::StagedGlobalNetworkPolicy),
@@ -66,6 +70,7 @@ const KINDS: [Kind; 8] = [
     },
     Kind {
         kind: "StagedKubernetesNetworkPolicy",
+        plural: "stagedkubernetesnetworkpolicies",
         object: ObjectKind::Policy(PolicyKind::StagedKubernetesNetworkPolicy),
         parse: policy::staged_kubernetes,
         schema: schema::kubernetes_policy,
@@ -73,6 +78,7 @@ const KINDS: [Kind; 8] = [
     },
     Kind {
         kind: "Tier",
+        plural: "tiers",
         object: ObjectKind::Tier,
         namespaced: false,
         name: as_written,
@@ -82,6 +88,7 @@ const KINDS: [Kind; 8] = [
     },
     Kind {
         kind: "NetworkSet",
+        plural: "networksets",
         object: ObjectKind::NetworkSet,
         name: as_written,
         parse: sets::namespaced,
@@ -90,6 +97,7 @@ const KINDS: [Kind; 8] = [
     },
     Kind {
         kind: "GlobalNetworkSet",
+        plural: "globalnetworksets",
         object: ObjectKind::GlobalNetworkSet,
         namespaced: false,
         name: as_written,
@@ -103,6 +111,7 @@ const POLICY: Kind = Kind {
     group: "projectcalico.org",
     versions: &["v3"],
     kind: "",
+    plural: "",
     object: ObjectKind::Policy(PolicyKind::NetworkPolicy),
     namespaced: true,
     name: name::of_policy,

@@ -17,11 +17,16 @@ use super::{
     Command,
     catalogue::{Catalogue, Looked},
     pending::Pending,
-    store::{Store, Stored},
     walk::{Tree, walk},
     watch::{Drained, Watcher},
 };
-use crate::{api::Problem, source::SourceEvent};
+use crate::{
+    api::Problem,
+    source::{
+        SourceEvent,
+        store::{Store, Stored},
+    },
+};
 
 /// What vanished is believed only after this time, in which what takes its place may be told.
 const GRACE: Duration = Duration::from_micros(500);

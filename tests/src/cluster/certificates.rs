@@ -47,8 +47,15 @@ impl Authority {
         let mut parameters = CertificateParams::default();
         parameters.distinguished_name = name("weir-cluster-ca", None);
         parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        parameters.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
-        let certificate = parameters.self_signed(&key).context("make the certificate authority")?.pem();
+        parameters.key_usages = vec![
+            KeyUsagePurpose::KeyCertSign,
+            KeyUsagePurpose::CrlSign,
+            KeyUsagePurpose::DigitalSignature,
+        ];
+        let certificate = parameters
+            .self_signed(&key)
+            .context("make the certificate authority")?
+            .pem();
         Ok(Self {
             issuer: Issuer::new(parameters, key),
             certificate,

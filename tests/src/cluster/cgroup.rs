@@ -103,8 +103,10 @@ pub fn entrance(group: &str) -> Result<File> {
 
 /// Whether a process is in a group or below it.
 pub fn contains(group: &str, pid: i32) -> bool {
-    fs::read_to_string(format!("/proc/{pid}/cgroup"))
-        .is_ok_and(|text| text.lines().any(|line| line.contains(&format!("/{group}/")) || line.ends_with(&format!("/{group}"))))
+    fs::read_to_string(format!("/proc/{pid}/cgroup")).is_ok_and(|text| {
+        text.lines()
+            .any(|line| line.contains(&format!("/{group}/")) || line.ends_with(&format!("/{group}")))
+    })
 }
 
 /// The processes of a group, those of groups below it included.

@@ -128,10 +128,7 @@ pub fn make_keys(directory: &Path, nodes: usize, port: u16) -> Result<()> {
         )?;
         if file == "admin" {
             let local = format!("https://127.0.0.1:{port}");
-            write_secret(
-                &directory.join("kubeconfig"),
-                &authority.kubeconfig(&local, &identity),
-            )?;
+            write_secret(&directory.join("kubeconfig"), &authority.kubeconfig(&local, &identity))?;
         }
     }
     Ok(())
@@ -196,9 +193,11 @@ pub fn command(component: Component, binaries: &Binaries, directory: &Path) -> C
             ]);
         }
         Component::Scheduler => {
-            command
-                .arg(config("scheduler"))
-                .args(["--leader-elect=false", "--kube-api-qps=200", "--kube-api-burst=400"]);
+            command.arg(config("scheduler")).args([
+                "--leader-elect=false",
+                "--kube-api-qps=200",
+                "--kube-api-burst=400",
+            ]);
         }
     }
     command

@@ -50,7 +50,9 @@ fn call(control: &NetNs, path: &str, body: &Value) -> Result<Value> {
         stream.read_to_string(&mut answer).context("read etcd's answer")?;
         Ok(answer)
     })?;
-    let (head, body) = answer.split_once("\r\n\r\n").context("etcd's answer has no end of its head")?;
+    let (head, body) = answer
+        .split_once("\r\n\r\n")
+        .context("etcd's answer has no end of its head")?;
     ensure!(
         head.split_whitespace().nth(1) == Some("200"),
         "etcd refuses {path}: {answer}"

@@ -28,7 +28,9 @@ pub fn forward(listener: &TcpListener, netns: &NetNs) -> Result<()> {
                 Err(error) => return Err(error).context("accept a connection to the API server"),
             };
             // Down for the moment: the client hears it by the end of its connection.
-            let Ok(server) = TcpStream::connect(server) else { continue };
+            let Ok(server) = TcpStream::connect(server) else {
+                continue;
+            };
             // A new thread keeps the namespace, but the sockets are made already.
             if let Err(error) = join(client, server) {
                 eprintln!("cluster: forward a connection to the API server: {error}");

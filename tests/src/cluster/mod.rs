@@ -16,6 +16,7 @@ mod control;
 pub mod dns;
 pub mod etcd;
 pub mod forward;
+pub mod images;
 pub mod namespaces;
 mod network;
 mod node;
@@ -26,7 +27,10 @@ mod state;
 use std::{
     fs,
     net::{Ipv4Addr, TcpListener},
-    os::{fd::{AsFd as _, OwnedFd}, unix::net::UnixStream},
+    os::{
+        fd::{AsFd as _, OwnedFd},
+        unix::net::UnixStream,
+    },
     path::{Path, PathBuf},
     process::Command,
     sync::atomic::{AtomicU32, Ordering},
@@ -57,7 +61,7 @@ use crate::lab::netns::NetNs;
 
 pub use control::{Component, server};
 
-/// The image that holds a pod's namespaces: agnhost, which can do that, too. Must be among [`Options::images`].
+/// The image that holds a pod's namespaces: agnhost, which can do that, too.
 pub const PAUSE_IMAGE: &str = "localhost/agnhost:test";
 /// The image of the cluster's DNS.
 pub const DNS_IMAGE: &str = "localhost/coredns:test";
@@ -114,7 +118,7 @@ pub struct Options {
     pub nodes: usize,
     pub cni: Cni,
     pub proxy: Proxy,
-    /// Archives that every node gets.
+    /// Archives that every node gets beside [`images::archives`].
     pub images: Vec<PathBuf>,
     /// Run CoreDNS ([`DNS_IMAGE`]). Pods reach it through its Service, so it takes a [`Proxy`].
     pub dns: bool,
@@ -212,11 +216,15 @@ impl Cluster {
             _teardown: Some(teardown),
             processes,
         };
+        let mut images = options.images.clone();
+        if options.nodes > 0 {
+            images.extend(images::archives(&cluster.binaries)?);
+        }
         thread::scope(|scope| {
-            let cluster = &cluster;
+            let (cluster, images) = (&cluster, &images);
             let nodes: Vec<_> = cluster
                 .numbers()
-                .map(|number| scope.spawn(move || cluster.start_runtime(number, &options.images)))
+                .map(|number| scope.spawn(move || cluster.start_runtime(number, images)))
                 .collect();
             for component in Component::ALL {
                 cluster.start(component)?;

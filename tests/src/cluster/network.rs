@@ -25,7 +25,10 @@ impl Network {
             nodes: (0..nodes).map(|_| NetNs::new()).collect::<Result<_>>()?,
         };
         let mut batch = Batch::default();
-        batch.add("link set lo up").add("link add fabric type bridge").add("link set fabric up");
+        batch
+            .add("link set lo up")
+            .add("link add fabric type bridge")
+            .add("link set fabric up");
         let hosts = std::iter::once(&network.control).chain(&network.nodes);
         for (number, host) in hosts.enumerate() {
             batch

@@ -124,10 +124,7 @@ impl Node<'_> {
                     fs::write("/proc/sys/kernel/hostname", self.name()).context("set the node's host name")?;
                     self.mounts(binaries)?;
                     let mut command = holder();
-                    apart(
-                        &mut command,
-                        cgroup::entrance(&self.place.node_group(self.number))?,
-                    );
+                    apart(&mut command, cgroup::entrance(&self.place.node_group(self.number))?);
                     command.spawn().context("start the process that holds a node")
                 })
                 .join()
@@ -137,8 +134,14 @@ impl Node<'_> {
 
     /// The node's view of the file system, in a mount namespace just made.
     fn mounts(&self, binaries: &Path) -> Result<()> {
-        mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)
-            .context("keep the node's mounts to itself")?;
+        mount(
+            None::<&str>,
+            "/",
+            None::<&str>,
+            MsFlags::MS_REC | MsFlags::MS_PRIVATE,
+            None::<&str>,
+        )
+        .context("keep the node's mounts to itself")?;
         let directory = self.directory();
         bind(binaries, &directory.join("run/weir-cluster/bin"))?;
         let [lower, upper, work] = [
@@ -152,8 +155,14 @@ impl Node<'_> {
             upper.display(),
             work.display()
         );
-        mount(Some("overlay"), "/etc", Some("overlay"), MsFlags::empty(), Some(options.as_str()))
-            .context("mount the node's /etc")?;
+        mount(
+            Some("overlay"),
+            "/etc",
+            Some("overlay"),
+            MsFlags::empty(),
+            Some(options.as_str()),
+        )
+        .context("mount the node's /etc")?;
         fs::create_dir_all("/etc/cni").context("make the node's /etc/cni")?;
         // By descriptors: one of these directories may hide the way to the others.
         let open = |name: &str| {
@@ -176,8 +185,14 @@ impl Node<'_> {
         }
         mount(Some("bpf"), BPFFS, Some("bpf"), MsFlags::empty(), None::<&str>).context("mount the node's bpffs")?;
         // What pods mount with propagation asks for shared mounts.
-        mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_SHARED, None::<&str>)
-            .context("share the node's mounts with its pods")
+        mount(
+            None::<&str>,
+            "/",
+            None::<&str>,
+            MsFlags::MS_REC | MsFlags::MS_SHARED,
+            None::<&str>,
+        )
+        .context("share the node's mounts with its pods")
     }
 
     /// The command of the container runtime, to be run in the node.
@@ -344,11 +359,16 @@ state = "/run/containerd"
 }
 
 fn bind(source: &Path, target: &Path) -> Result<()> {
-    mount(Some(source), target, None::<&str>, MsFlags::MS_BIND | MsFlags::MS_REC, None::<&str>)
-        .with_context(|| format!("mount {} in the node", target.display()))
+    mount(
+        Some(source),
+        target,
+        None::<&str>,
+        MsFlags::MS_BIND | MsFlags::MS_REC,
+        None::<&str>,
+    )
+    .with_context(|| format!("mount {} in the node", target.display()))
 }
 
 fn pretty(value: &Value) -> String {
     format!("{value:#}\n")
 }
-

@@ -40,7 +40,9 @@ impl Place {
     /// If the name does not suit as a part of file names.
     pub fn new(name: &str) -> Result<Self> {
         ensure!(
-            !name.is_empty() && name.len() <= 32 && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-'),
+            !name.is_empty()
+                && name.len() <= 32
+                && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-'),
             "{name:?} is no name for a cluster: at most 32 letters, digits and dashes"
         );
         Ok(Self { name: name.to_owned() })

@@ -36,13 +36,13 @@ pub async fn serve(listener: TcpListener, handle: ControlHandle) -> io::Result<(
 
 fn router(handle: ControlHandle) -> Router {
     Router::new()
-        .route("/healthz", get(healthz))
+        .route("/livez", get(livez))
         .route("/readyz", get(readyz))
         .with_state(handle)
 }
 
 /// 200 if the control loop answers, else 503 with the reason.
-async fn healthz(State(handle): State<ControlHandle>) -> (StatusCode, String) {
+async fn livez(State(handle): State<ControlHandle>) -> (StatusCode, String) {
     match handle.ask(PATIENCE, Query::Readiness).await {
         Ok(_) => (StatusCode::OK, "ok\n".to_owned()),
         Err(error) => (StatusCode::SERVICE_UNAVAILABLE, format!("{error}\n")),

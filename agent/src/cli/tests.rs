@@ -293,7 +293,7 @@ async fn health_is_the_control_loops() {
         let taken = health::bind(address).await.expect_err("taken").to_string();
         assert!(taken.contains("--health-addr"), "{taken}");
         tokio::spawn(health::serve(listener, agent.handle.clone()));
-        let live = get(address, "/healthz").await;
+        let live = get(address, "/livez").await;
         assert!(live.starts_with("HTTP/1.1 200"), "{live}");
         let answer = get(address, "/readyz").await;
         assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{answer}");
@@ -309,7 +309,7 @@ async fn health_is_the_control_loops() {
     let listener = health::bind(([127, 0, 0, 1], 0).into()).await.expect("binds");
     let address = listener.local_addr().expect("an address");
     tokio::spawn(health::serve(listener, handle));
-    let answer = get(address, "/healthz").await;
+    let answer = get(address, "/livez").await;
     assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
 }
 

@@ -9,7 +9,7 @@
 //! | `hits` | how often each rule was hit |
 //! | `staging` | staged policies |
 //! | `wait` | who waits until everything is enforced |
-//! | `status`, `dump`, `explain` | the answers to questions about the whole |
+//! | `status`, `observe`, `dump`, `explain` | the answers to questions about the whole |
 //! | `options` | what `weir agent` was told |
 //! | `query` | the questions that the loop answers, and the shapes of the answers |
 
@@ -20,6 +20,7 @@ mod endpoints;
 mod enforce;
 pub mod explain;
 mod hits;
+mod observe;
 pub mod options;
 pub mod query;
 mod removals;
@@ -54,6 +55,7 @@ use crate::{
         sink::Sink,
         task::{FlowTask, Shared},
     },
+    metrics::Instruments,
     source::Source,
 };
 
@@ -80,12 +82,14 @@ pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
         None => None,
     };
     let hub = Hub::new(sink);
+    let instruments = Arc::new(Instruments::default());
     let directory = Arc::new(Directory::default());
     let (questions, mut asked) = mpsc::channel(QUESTIONS);
     let handle = ControlHandle {
         queries: questions,
         flows: Arc::clone(&hub),
         node: Arc::clone(&node),
+        instruments: Arc::clone(&instruments),
     };
     let socket = server::bind_socket(&options.run_dir)
         .with_context(|| format!("cannot listen in the run directory {}", options.run_dir.display()))?;
@@ -109,7 +113,7 @@ pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
     };
     let flows = FlowTask::start(datapath.events()?, datapath.sweeper()?, shared).context("cannot wait for events")?;
     let (discovery, mut discovered) = Discovery::spawn().context("cannot watch interfaces and routes")?;
-    let (source, mut source_events) = Source::start(&options.source, &options.run_dir).await?;
+    let (source, mut source_events) = Source::start(&options.source, &options.run_dir, &instruments).await?;
     info!(node = options.node, source = %options.source, "started");
 
     let mut wanted = hub.wanted();
@@ -122,6 +126,7 @@ pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
         directory,
         hub: Arc::clone(&hub),
         flows,
+        instruments,
     });
     agent.want_events(*wanted.borrow_and_update());
 
@@ -174,6 +179,7 @@ fn answer(agent: &mut Agent, source: &Source, query: Query) -> Option<query::Rep
             report.watches = source.watches();
             drop(reply.send(report));
         }
+        Query::Observe(reply) => drop(reply.send(agent.observe().map_err(|error| QueryError::new(error.to_string())))),
         Query::Wait { deadline, reply } => {
             agent.waits.add(source.refresh(), deadline, reply);
         }

@@ -24,7 +24,10 @@ use self::{
     kubernetes::{KindHealth, KubernetesSource, PodReader},
     manifests::ManifestSource,
 };
-use crate::api::{Object, ObjectKey, ObjectKind, Problem};
+use crate::{
+    api::{Object, ObjectKey, ObjectKind, Problem},
+    metrics::Instruments,
+};
 
 /// What a source tells the index. The first event is always [`SourceEvent::Reset`]; only problems may come before.
 #[derive(Clone, Debug, PartialEq)]
@@ -84,7 +87,8 @@ pub enum Source {
 }
 
 impl Source {
-    /// Starts to read. `run_dir` holds the last valid versions (`last-valid.log`); created if missing.
+    /// Starts to read. `run_dir` holds the last valid versions (`last-valid.log`); created if missing. `instruments`: are told
+    /// when what led to an event was seen, and how watches do.
     ///
     /// # Errors
     /// What no retry can mend: a directory that cannot be used, a kubeconfig that cannot be read. An API server that
@@ -92,17 +96,19 @@ impl Source {
     pub async fn start(
         options: &SourceOptions,
         run_dir: &Path,
+        instruments: &Instruments,
     ) -> Result<(Self, mpsc::UnboundedReceiver<SourceEvent>), Error> {
         match options {
             SourceOptions::Manifests(directory) => {
-                let (source, events) = ManifestSource::start(&manifests::Config {
+                let config = manifests::Config {
                     directory: directory.clone(),
                     run_dir: run_dir.to_owned(),
-                })?;
+                };
+                let (source, events) = ManifestSource::start(&config, instruments.arrivals.clone())?;
                 Ok((Self::Manifests(source), events))
             }
             SourceOptions::Kubernetes(options) => {
-                let (source, events) = KubernetesSource::start(options, run_dir).await?;
+                let (source, events) = KubernetesSource::start(options, run_dir, instruments).await?;
                 Ok((Self::Kubernetes(source), events))
             }
         }

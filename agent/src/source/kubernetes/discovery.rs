@@ -17,6 +17,7 @@ use super::{
     kinds::{SERVED, STORED, Seen, names_of},
     watch::{Message, Told, Watch},
 };
+use crate::metrics::Watches;
 
 /// How often to ask where nothing tells of changes (an aggregated API server that comes or goes).
 const EVERY: Duration = Duration::from_secs(60);
@@ -110,7 +111,7 @@ impl Discovery {
             id: 0,
             api: self.api.clone(),
             target: names_of(CRDS),
-            health: Arc::new(WatchHealth::default()),
+            health: Arc::new(WatchHealth::new(Watches::default(), "CustomResourceDefinition")),
             out: told,
         };
         // Ends with its receiver.

@@ -5,7 +5,7 @@ use std::{
     fmt,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Instant,
 };
@@ -13,10 +13,14 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::client::Failure;
+use crate::{api::ObjectKind, metrics::Watches};
 
 /// One watch, as it counts itself.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct WatchHealth {
+    /// Are told, too: they are what the metrics say.
+    watches: Watches,
+    kind: &'static str,
     bytes: AtomicU64,
     events: AtomicU64,
     lists: AtomicU64,
@@ -24,7 +28,7 @@ pub(super) struct WatchHealth {
     /// Objects known of this kind.
     objects: AtomicU64,
     /// Set by the first list; cleared by nothing.
-    synced: std::sync::atomic::AtomicBool,
+    synced: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -34,6 +38,21 @@ struct State {
 }
 
 impl WatchHealth {
+    pub(super) fn new(watches: Watches, kind: &'static str) -> Self {
+        watches.begin(kind);
+        Self {
+            watches,
+            kind,
+            bytes: AtomicU64::new(0),
+            events: AtomicU64::new(0),
+            lists: AtomicU64::new(0),
+            failures: AtomicU64::new(0),
+            objects: AtomicU64::new(0),
+            synced: AtomicBool::new(false),
+            state: Mutex::default(),
+        }
+    }
+
     pub(super) fn received(&self, bytes: usize) {
         self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
     }
@@ -49,7 +68,9 @@ impl WatchHealth {
     }
 
     pub(super) fn synced(&self) {
-        self.synced.store(true, Ordering::Relaxed);
+        if !self.synced.swap(true, Ordering::Relaxed) {
+            self.watches.synced(self.kind);
+        }
     }
 
     pub(super) fn objects(&self, number: usize) {
@@ -60,16 +81,20 @@ impl WatchHealth {
     pub(super) fn contact(&self) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.failing = None;
+        drop(state);
+        self.watches.heard(self.kind);
     }
 
     pub(super) fn failed(&self, failure: &Failure) {
         self.failures.fetch_add(1, Ordering::Relaxed);
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let since = state.failing.as_ref().map_or_else(Instant::now, |(since, _)| *since);
-        state.failing = Some((since, failure.to_string()));
+        let why = failure.to_string();
+        self.watches.failed(self.kind, why.clone());
+        state.failing = Some((since, why));
     }
 
-    fn report(&self, name: &Arc<str>) -> KindHealth {
+    fn report(&self, name: &str) -> KindHealth {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         KindHealth {
             kind: name.to_string(),
@@ -118,27 +143,38 @@ pub struct Stale {
 }
 
 /// How all watches do. Cheap to clone; always current.
-#[derive(Clone, Default)]
-pub struct Health(Arc<Mutex<BTreeMap<Arc<str>, Arc<WatchHealth>>>>);
+#[derive(Clone)]
+pub struct Health {
+    kinds: Arc<Mutex<BTreeMap<&'static str, Arc<WatchHealth>>>>,
+    watches: Watches,
+}
 
 impl Health {
-    pub(super) fn add(&self, name: Arc<str>) -> Arc<WatchHealth> {
-        let health = Arc::new(WatchHealth::default());
-        let mut watches = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        watches.insert(name, health.clone());
+    pub(super) fn new(watches: Watches) -> Self {
+        Self {
+            kinds: Arc::default(),
+            watches,
+        }
+    }
+
+    pub(super) fn add(&self, name: &'static str, kind: ObjectKind) -> Arc<WatchHealth> {
+        let health = Arc::new(WatchHealth::new(self.watches.clone(), kind.name()));
+        let mut kinds = self.kinds.lock().unwrap_or_else(PoisonError::into_inner);
+        kinds.insert(name, health.clone());
         health
     }
 
-    pub(super) fn remove(&self, name: &str) {
-        let mut watches = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        watches.remove(name);
+    pub(super) fn remove(&self, name: &str, kind: ObjectKind) {
+        let mut kinds = self.kinds.lock().unwrap_or_else(PoisonError::into_inner);
+        kinds.remove(name);
+        self.watches.end(kind.name());
     }
 
     /// Of every kind that is watched, by name.
     #[must_use]
     pub fn kinds(&self) -> Vec<KindHealth> {
-        let watches = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        watches.iter().map(|(name, health)| health.report(name)).collect()
+        let kinds = self.kinds.lock().unwrap_or_else(PoisonError::into_inner);
+        kinds.iter().map(|(name, health)| health.report(name)).collect()
     }
 }
 

@@ -45,14 +45,14 @@ use self::{
     catalogue::Catalogue,
     client::Api,
     discovery::Discovery,
-    run::{Command, Inbox, Runner},
+    run::{Command, Inbox, Outbox, Runner},
 };
 pub use self::{
     catalogue::ObjectProblems,
     health::{Health, KindHealth, Stale},
 };
 use super::{SourceEvent, store::Store};
-use crate::api::Pod;
+use crate::{api::Pod, metrics::Instruments};
 
 /// Messages of the watches that may be under way: few, so that a first list never lies in memory twice.
 const UNDER_WAY: usize = 64;
@@ -146,6 +146,7 @@ impl KubernetesSource {
     pub async fn start(
         options: &Options,
         run_dir: &Path,
+        instruments: &Instruments,
     ) -> Result<(Self, mpsc::UnboundedReceiver<SourceEvent>), Error> {
         let unusable = |source| Error::Store {
             path: run_dir.to_owned(),
@@ -156,7 +157,7 @@ impl KubernetesSource {
         let api = Api::new(options.kubeconfig.as_deref()).await?;
         let (messages, told) = mpsc::channel(UNDER_WAY);
         let (commands, asked) = mpsc::unbounded_channel();
-        let (events, outbox) = mpsc::unbounded_channel();
+        let (events, told_events) = mpsc::unbounded_channel();
         let (discovered, discoveries) = mpsc::channel(4);
         let doubt = Arc::new(Notify::new());
         let discovery = Discovery {
@@ -164,9 +165,14 @@ impl KubernetesSource {
             out: discovered,
             doubt: doubt.clone(),
         };
-        let health = Health::default();
+        let health = Health::new(instruments.watches.clone());
         let catalogue = Catalogue::new(store, stored);
-        let runner = Runner::new(api.clone(), catalogue, health.clone(), doubt, messages, events, None);
+        let outbox = Outbox {
+            events,
+            arrivals: instruments.arrivals.clone(),
+            reports: None,
+        };
+        let runner = Runner::new(api.clone(), catalogue, health.clone(), doubt, messages, outbox);
         let inbox = Inbox {
             messages: told,
             commands: asked,
@@ -180,7 +186,7 @@ impl KubernetesSource {
             api,
             tasks,
         };
-        Ok((source, outbox))
+        Ok((source, told_events))
     }
 
     /// Has everything read again from the API server. Answered by [`SourceEvent::Refreshed`] with the token returned,

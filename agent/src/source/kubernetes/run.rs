@@ -25,6 +25,7 @@ use super::{
 };
 use crate::{
     api::{Object, Problem},
+    metrics::Arrivals,
     source::SourceEvent,
 };
 
@@ -107,8 +108,9 @@ pub(super) struct Runner {
     by_id: HashMap<u64, &'static str>,
     next_id: u64,
     messages: mpsc::Sender<Told>,
-    events: mpsc::UnboundedSender<SourceEvent>,
-    reports: Option<mpsc::UnboundedSender<ObjectProblems>>,
+    outbox: Outbox,
+    /// When the first of the messages was read of which nothing has been told yet.
+    arrived: Option<Instant>,
     discovered: bool,
     /// Discovery cannot ask.
     undiscovered: Option<(Instant, Failure)>,
@@ -128,6 +130,14 @@ pub(super) struct Inbox {
     pub(super) discovered: mpsc::Receiver<Discovered>,
 }
 
+/// To whom the runner speaks.
+pub(super) struct Outbox {
+    pub(super) events: mpsc::UnboundedSender<SourceEvent>,
+    pub(super) arrivals: Arrivals,
+    /// Whose problems are to be reported, if anybody reports them.
+    pub(super) reports: Option<mpsc::UnboundedSender<ObjectProblems>>,
+}
+
 impl Runner {
     pub(super) fn new(
         api: Api,
@@ -135,8 +145,7 @@ impl Runner {
         health: Health,
         doubt: Arc<Notify>,
         messages: mpsc::Sender<Told>,
-        events: mpsc::UnboundedSender<SourceEvent>,
-        reports: Option<mpsc::UnboundedSender<ObjectProblems>>,
+        outbox: Outbox,
     ) -> Self {
         Self {
             api,
@@ -148,8 +157,8 @@ impl Runner {
             by_id: HashMap::new(),
             next_id: 1,
             messages,
-            events,
-            reports,
+            outbox,
+            arrived: None,
             discovered: false,
             undiscovered: None,
             refreshes: BTreeMap::new(),
@@ -208,7 +217,7 @@ impl Runner {
         }
         let id = self.next_id;
         self.next_id += 1;
-        let health = self.health.add(slot.into());
+        let health = self.health.add(slot, resource.api.object);
         self.catalogue.add(slot, resource.api);
         let watch = Watch {
             id,
@@ -242,7 +251,7 @@ impl Runner {
         if let Some(watched) = self.watched.remove(slot) {
             tracing::info!(kind = slot, "is not served any more");
             self.by_id.remove(&watched.id);
-            self.health.remove(slot);
+            self.health.remove(slot, watched.resource.api.object);
             self.catalogue.remove(slot);
             for refresh in self.refreshes.values_mut() {
                 refresh.versions.retain(|(waiting, _)| *waiting != slot);
@@ -290,6 +299,7 @@ impl Runner {
         let Some(slot) = self.by_id.get(&told.watch).copied() else {
             return;
         };
+        self.arrived.get_or_insert(told.at);
         let listed = matches!(told.message, Message::Listed(_));
         match told.message {
             Message::Begin => self.catalogue.begin(slot),
@@ -527,10 +537,15 @@ impl Runner {
             self.stirred = true;
             self.catalogue.start(self.discovered);
         }
-        for event in self.catalogue.events() {
-            self.events.send(event)?;
+        let events = self.catalogue.events();
+        let arrived = self.arrived.take();
+        if let Some(at) = arrived.filter(|_| !events.is_empty()) {
+            self.outbox.arrivals.mark(at);
         }
-        if let Some(reports) = &self.reports {
+        for event in events {
+            self.outbox.events.send(event)?;
+        }
+        if let Some(reports) = &self.outbox.reports {
             for report in self.catalogue.reports() {
                 // Whoever reports may have ended.
                 let _ = reports.send(report);
@@ -541,7 +556,7 @@ impl Runner {
             let incomplete = self.incomplete().filter(|_| self.catalogue.is_started());
             if incomplete != self.told_incomplete {
                 self.told_incomplete.clone_from(&incomplete);
-                self.events.send(SourceEvent::Incomplete(incomplete))?;
+                self.outbox.events.send(SourceEvent::Incomplete(incomplete))?;
             }
         }
         if self.catalogue.is_started() {
@@ -577,7 +592,7 @@ impl Runner {
         }
         for token in over {
             self.refreshes.remove(&token);
-            self.events.send(SourceEvent::Refreshed(token))?;
+            self.outbox.events.send(SourceEvent::Refreshed(token))?;
         }
         Ok(())
     }
@@ -586,7 +601,7 @@ impl Runner {
         for (origin, problems) in self.problems() {
             if self.told_problems.get(&origin).map_or(&[][..], Vec::as_slice) != problems {
                 self.told_problems.insert(origin.clone(), problems.clone());
-                self.events.send(SourceEvent::Problems { origin, problems })?;
+                self.outbox.events.send(SourceEvent::Problems { origin, problems })?;
             }
         }
         Ok(())

@@ -71,6 +71,8 @@ pub(super) enum Message {
 #[derive(Debug)]
 pub(super) struct Told {
     pub(super) watch: u64,
+    /// When it was read.
+    pub(super) at: Instant,
     pub(super) message: Message,
 }
 
@@ -144,6 +146,7 @@ impl Watch {
         }
         let told = Told {
             watch: self.id,
+            at: Instant::now(),
             message,
         };
         self.out.send(told).await.map_err(|_| Stop::Closed)

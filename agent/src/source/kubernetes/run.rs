@@ -14,12 +14,13 @@ use tokio::{
 use super::{
     PodRead, ReadError,
     backoff::Backoff,
-    catalogue::{Catalogue, ObjectProblems, kind_name},
+    catalogue::{Catalogue, kind_name},
     client::{Api, Failure},
     discovery::Discovered,
     health::{Health, WatchHealth},
     kinds::{Resource, built_in},
     project::{POD, Page, page},
+    report::{Report, rank},
     version::number,
     watch::{Message, Told, Watch, escaped, garbled},
 };
@@ -135,7 +136,9 @@ pub(super) struct Outbox {
     pub(super) events: mpsc::UnboundedSender<SourceEvent>,
     pub(super) arrivals: Arrivals,
     /// Whose problems are to be reported, if anybody reports them.
-    pub(super) reports: Option<mpsc::UnboundedSender<ObjectProblems>>,
+    pub(super) reports: mpsc::UnboundedSender<Report>,
+    /// The agent's own node.
+    pub(super) node: Arc<str>,
 }
 
 impl Runner {
@@ -545,10 +548,11 @@ impl Runner {
         for event in events {
             self.outbox.events.send(event)?;
         }
-        if let Some(reports) = &self.outbox.reports {
-            for report in self.catalogue.reports() {
+        if self.catalogue.is_started() {
+            for problems in self.catalogue.reports() {
+                let rank = rank(&problems.uid, &self.outbox.node, self.catalogue.names("nodes"));
                 // Whoever reports may have ended.
-                let _ = reports.send(report);
+                let _ = self.outbox.reports.send(Report { problems, rank });
             }
         }
         if std::mem::take(&mut self.stirred) {

@@ -11,6 +11,7 @@ mod bpf;
 mod build;
 mod cargo_tool;
 mod demo;
+mod image;
 mod lint;
 mod machine;
 mod packages;
@@ -46,6 +47,11 @@ enum Verb {
     /// a connection was refused. Takes under a minute after the build, and leaves nothing behind.
     Demo(demo::Arguments),
 
+    /// Write the container image as an OCI archive, without a container engine
+    ///
+    /// Builds a static binary with optimisations. Two builds of one commit by one compiler give one digest.
+    Image(image::Arguments),
+
     /// Run all tests: those of each crate, and the suites with real packets
     Test(test::Arguments),
 
@@ -71,6 +77,7 @@ fn run(verb: Verb) -> Result<()> {
         Verb::Setup(arguments) => setup::run(&arguments),
         Verb::Build(arguments) => build::run(&arguments),
         Verb::Demo(arguments) => demo::run(&arguments),
+        Verb::Image(arguments) => image::run(&arguments),
         Verb::Test(arguments) => test::run(&arguments),
         Verb::Lint(arguments) => lint::run(&arguments),
         Verb::Bench(arguments) => bench::run(&arguments),

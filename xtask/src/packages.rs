@@ -18,7 +18,14 @@ const PROGRAMS: [Program; 9] = [
     Program {
         name: "cc",
         package: "gcc",
-        verbs: &[Verb::Build, Verb::Demo, Verb::Test, Verb::Lint, Verb::Bench],
+        verbs: &[
+            Verb::Build,
+            Verb::Demo,
+            Verb::Test,
+            Verb::Lint,
+            Verb::Bench,
+            Verb::Image,
+        ],
     },
     Program {
         name: "ip",

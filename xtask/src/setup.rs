@@ -21,9 +21,17 @@ pub enum Verb {
     Test,
     Lint,
     Bench,
+    Image,
 }
 
-const ALL: [Verb; 5] = [Verb::Build, Verb::Demo, Verb::Test, Verb::Lint, Verb::Bench];
+const ALL: [Verb; 6] = [
+    Verb::Build,
+    Verb::Demo,
+    Verb::Test,
+    Verb::Lint,
+    Verb::Bench,
+    Verb::Image,
+];
 
 /// Checks everything and says what it finds.
 pub fn run(_arguments: &Arguments) -> Result<()> {

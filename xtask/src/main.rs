@@ -10,6 +10,7 @@ mod bench;
 mod bpf;
 mod build;
 mod cargo_tool;
+mod crds;
 mod demo;
 mod image;
 mod lint;
@@ -52,6 +53,9 @@ enum Verb {
     /// Builds a static binary with optimisations. Two builds of one commit by one compiler give one digest.
     Image(image::Arguments),
 
+    /// Generate the CustomResourceDefinitions of Calico's kinds (deploy/crds, and the chart's)
+    Crds(crds::Arguments),
+
     /// Run all tests: those of each crate, and the suites with real packets
     Test(test::Arguments),
 
@@ -78,6 +82,7 @@ fn run(verb: Verb) -> Result<()> {
         Verb::Build(arguments) => build::run(&arguments),
         Verb::Demo(arguments) => demo::run(&arguments),
         Verb::Image(arguments) => image::run(&arguments),
+        Verb::Crds(arguments) => crds::run(&arguments),
         Verb::Test(arguments) => test::run(&arguments),
         Verb::Lint(arguments) => lint::run(&arguments),
         Verb::Bench(arguments) => bench::run(&arguments),

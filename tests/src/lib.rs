@@ -7,6 +7,8 @@ pub mod connection;
 pub mod lab;
 pub mod nanoseconds;
 pub mod packet;
+pub mod promql;
+pub mod scrape;
 pub mod testrun;
 pub mod traffic;
 pub mod world;

@@ -10,8 +10,10 @@ mod bench;
 mod bpf;
 mod build;
 mod cargo_tool;
+mod cluster;
 mod crds;
 mod demo;
+mod go;
 mod image;
 mod lint;
 mod machine;
@@ -59,6 +61,12 @@ enum Verb {
     /// Run all tests: those of each crate, and the suites with real packets
     Test(test::Arguments),
 
+    /// Make a real Kubernetes cluster out of namespaces, and use it: kind without Docker
+    ///
+    /// Control plane and nodes are Kubernetes' own programs, built from source on first use (some minutes), and run in
+    /// namespaces of this machine. `up` returns when all nodes are ready.
+    Cluster(cluster::Arguments),
+
     /// Check formatting, lints (host and eBPF), spelling, licences and dependencies
     Lint(lint::Arguments),
 
@@ -85,6 +93,7 @@ fn run(verb: Verb) -> Result<()> {
         Verb::Crds(arguments) => crds::run(&arguments),
         Verb::Test(arguments) => test::run(&arguments),
         Verb::Lint(arguments) => lint::run(&arguments),
+        Verb::Cluster(arguments) => cluster::run(&arguments),
         Verb::Bench(arguments) => bench::run(&arguments),
     }
 }

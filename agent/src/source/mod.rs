@@ -83,7 +83,7 @@ pub enum Error {
 #[derive(Debug)]
 pub enum Source {
     Manifests(ManifestSource),
-    Kubernetes(KubernetesSource),
+    Kubernetes(Box<KubernetesSource>),
 }
 
 impl Source {
@@ -110,7 +110,7 @@ impl Source {
             }
             SourceOptions::Kubernetes(options) => {
                 let (source, events) = KubernetesSource::start(options, run_dir, node, instruments).await?;
-                Ok((Self::Kubernetes(source), events))
+                Ok((Self::Kubernetes(Box::new(source)), events))
             }
         }
     }

@@ -9,6 +9,7 @@ use clap::{Parser, ValueEnum as _};
 
 use self::arguments::Name;
 
+mod api;
 mod arguments;
 mod compile;
 mod connections;
@@ -63,6 +64,7 @@ fn run(CommandLine { weir, bench }: &CommandLine) -> Result<()> {
             Name::Footprint => footprint::run(weir, bench.quick),
             Name::Compile => compile::run(bench.quick),
             Name::Packets => packets::run(bench.quick),
+            Name::Api => api::run(weir, bench.quick),
         }?;
     }
     Ok(())

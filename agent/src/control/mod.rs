@@ -9,7 +9,7 @@
 //! | `hits` | how often each rule was hit |
 //! | `staging` | staged policies |
 //! | `wait` | who waits until everything is enforced |
-//! | `status`, `dump`, `explain` | the answers to questions about the whole |
+//! | `status`, `observe`, `dump`, `explain` | the answers to questions about the whole |
 //! | `options` | what `weir agent` was told |
 //! | `query` | the questions that the loop answers, and the shapes of the answers |
 
@@ -20,6 +20,7 @@ mod endpoints;
 mod enforce;
 pub mod explain;
 mod hits;
+mod observe;
 pub mod options;
 pub mod query;
 mod removals;
@@ -54,6 +55,7 @@ use crate::{
         sink::Sink,
         task::{FlowTask, Shared},
     },
+    metrics::Instruments,
     source::manifests::{self, ManifestSource},
 };
 
@@ -80,12 +82,14 @@ pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
         None => None,
     };
     let hub = Hub::new(sink);
+    let instruments = Arc::new(Instruments::default());
     let directory = Arc::new(Directory::default());
     let (questions, mut asked) = mpsc::channel(QUESTIONS);
     let handle = ControlHandle {
         queries: questions,
         flows: Arc::clone(&hub),
         node: Arc::clone(&node),
+        instruments: Arc::clone(&instruments),
     };
     let socket = server::bind_socket(&options.run_dir)
         .with_context(|| format!("cannot listen in the run directory {}", options.run_dir.display()))?;
@@ -109,10 +113,11 @@ pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
     };
     let flows = FlowTask::start(datapath.events()?, datapath.sweeper()?, shared).context("cannot wait for events")?;
     let (discovery, mut discovered) = Discovery::spawn().context("cannot watch interfaces and routes")?;
-    let (source, mut source_events) = ManifestSource::start(&manifests::Config {
+    let config = manifests::Config {
         directory: options.manifests.clone(),
         run_dir: options.run_dir.clone(),
-    })?;
+    };
+    let (source, mut source_events) = ManifestSource::start(&config, instruments.arrivals.clone())?;
     info!(node = options.node, manifests = %options.manifests.display(), "started");
 
     let mut wanted = hub.wanted();
@@ -125,6 +130,7 @@ pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
         directory,
         hub: Arc::clone(&hub),
         flows,
+        instruments,
     });
     agent.want_events(*wanted.borrow_and_update());
 
@@ -177,6 +183,7 @@ fn answer(
     match query {
         Query::Readiness(reply) => drop(reply.send(agent.readiness())),
         Query::Status(reply) => drop(reply.send(agent.status())),
+        Query::Observe(reply) => drop(reply.send(agent.observe().map_err(|error| QueryError::new(error.to_string())))),
         Query::Wait { deadline, reply } => {
             agent.waits.add(source.refresh(), deadline, reply);
         }

@@ -132,9 +132,9 @@ pub fn fill(
     for op in plan.add.iter().chain(&plan.flip) {
         plan::execute(programs, op)?;
     }
-    let policies = plan.flip.iter().filter_map(|op| match op {
+    let mut policies = plan.flip.iter().rev().filter_map(|op| match op {
         Op::SetPolicy(policy) => Some(*policy),
         _ => None,
     });
-    policies.last().context("the compiler told the endpoint nothing")
+    policies.next().context("the compiler told the endpoint nothing")
 }

@@ -42,6 +42,14 @@ pub struct Endpoints {
     changed: FxHashMap<PolicyKey, Option<Before>>,
 }
 
+/// What tables are made of.
+struct Makers<'a> {
+    store: &'a Store,
+    tables: &'a mut Tables,
+    identities: &'a mut Identities,
+    traces: &'a mut Traces,
+}
+
 /// (Table, lists that go, rule lists that come) -> the table that it becomes.
 type Derived = FxHashMap<(u32, Vec<u32>, Vec<u32>), Option<u32>>;
 
@@ -224,7 +232,13 @@ impl Endpoints {
                 endpoint.look(store, identities);
             }
             let view = endpoint.view;
-            match endpoint.derive(was, itself, &changed, &mut derived, store, tables, identities, traces) {
+            let makers = Makers {
+                store,
+                tables,
+                identities,
+                traces,
+            };
+            match endpoint.derive(was, itself, &changed, &mut derived, makers) {
                 Some(wanted) => {
                     for (new, old) in wanted.into_iter().zip(&mut endpoint.wanted) {
                         tables.join(new);
@@ -302,11 +316,14 @@ impl Endpoint {
         itself: bool,
         changed: &FxHashMap<PolicyKey, Option<Before>>,
         derived: &mut Derived,
-        store: &Store,
-        tables: &mut Tables,
-        identities: &mut Identities,
-        traces: &mut Traces,
+        makers: Makers<'_>,
     ) -> Option<[Option<u32>; 2]> {
+        let Makers {
+            store,
+            tables,
+            identities,
+            traces,
+        } = makers;
         let views = was.zip(self.view).filter(|_| self.short == [false; 2])?;
         let mut wanted = [None; 2];
         let mut deltas = Vec::new();

@@ -26,6 +26,9 @@ pub const fn family_index(family: Family) -> usize {
     }
 }
 
+/// For each rule with a condition on the endpoint's own end whether it holds, by family.
+pub type Local = Box<[[bool; 2]]>;
+
 /// A rule.
 #[derive(Debug)]
 pub struct Item {
@@ -55,7 +58,7 @@ pub struct List {
     pub number: u32,
     pub policy: Arc<Policy>,
     direction: Direction,
-    local: Box<[[bool; 2]]>,
+    local: Local,
     pub items: Box<[Item]>,
     /// Peer matches that it asks, sorted.
     pub matchers: Box<[u32]>,
@@ -82,7 +85,7 @@ impl List {
 #[derive(Debug, Default)]
 pub struct Lists {
     lists: Slab<List>,
-    ids: FxHashMap<(u32, Box<[[bool; 2]]>), u32>,
+    ids: FxHashMap<(u32, Local), u32>,
     by_matcher: FxHashMap<u32, SmallVec<[u32; 2]>>,
 }
 
@@ -95,9 +98,8 @@ impl Index<u32> for Lists {
 }
 
 impl Lists {
-    /// The list of these rules, if it is known. `local`: for each rule with a condition on the endpoint's own end
-    /// whether it holds, by family.
-    pub fn find(&self, rules: u32, local: Box<[[bool; 2]]>) -> Option<u32> {
+    /// The list of these rules, if it is known.
+    pub fn find(&self, rules: u32, local: Local) -> Option<u32> {
         self.ids.get(&(rules, local)).copied()
     }
 
@@ -112,7 +114,7 @@ impl Lists {
         &mut self,
         listed: &Listed,
         direction: Direction,
-        local: Box<[[bool; 2]]>,
+        local: Local,
         identities: &mut Identities,
         traces: &mut Traces,
     ) -> u32 {

@@ -7,7 +7,7 @@ use smallvec::SmallVec;
 use weir_common::{Direction, policy::DirectionPolicy};
 
 use super::{
-    lists::{Lists, family_index},
+    lists::{Lists, Local, family_index},
     row::{self, Ends, Step},
     rows::Rows,
     trace::{HitKey, Traces},
@@ -24,8 +24,8 @@ pub struct TableKey {
     pub tiers: Vec<TierKey>,
     /// The endpoint's ports of names that the rules ask of it, sorted.
     pub ports: Box<[NamedPort]>,
-    /// For each rule with a condition on the endpoint's own end: whether it holds, by family.
-    pub local: Box<[[bool; 2]]>,
+    /// That of all rules, in order.
+    pub local: Local,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

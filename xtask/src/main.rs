@@ -15,6 +15,7 @@ mod crds;
 mod demo;
 mod go;
 mod image;
+mod kustomize;
 mod lint;
 mod machine;
 mod packages;
@@ -58,6 +59,9 @@ enum Verb {
     /// Generate the CustomResourceDefinitions of Calico's kinds (deploy/crds, and the chart's)
     Crds(crds::Arguments),
 
+    /// Generate the kustomize base (deploy/kustomize) from the chart
+    Kustomize(kustomize::Arguments),
+
     /// Run all tests: those of each crate, and the suites with real packets
     Test(test::Arguments),
 
@@ -91,6 +95,7 @@ fn run(verb: Verb) -> Result<()> {
         Verb::Demo(arguments) => demo::run(&arguments),
         Verb::Image(arguments) => image::run(&arguments),
         Verb::Crds(arguments) => crds::run(&arguments),
+        Verb::Kustomize(arguments) => kustomize::run(&arguments),
         Verb::Test(arguments) => test::run(&arguments),
         Verb::Lint(arguments) => lint::run(&arguments),
         Verb::Cluster(arguments) => cluster::run(&arguments),

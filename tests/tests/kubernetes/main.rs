@@ -1,5 +1,7 @@
 //! Agents that read a real API server, and what becomes of it: killed, compacted, refusing, serving other kinds.
 
+mod churn;
+
 use std::{fs, time::Duration};
 
 use anyhow::{Context, Result, ensure};
@@ -58,8 +60,7 @@ fn enforced(world: &mut ApiWorld, verdicts: (Verdict, Verdict)) -> Result<()> {
     expect(world, verdicts)
 }
 
-fn signal(world: &mut ApiWorld, signal: Signal) -> Result<()> {
-    let pid = world.world.agent(NODE)?.pid().context("the agent runs")?;
+fn signal(pid: u32, signal: Signal) -> Result<()> {
     kill(Pid::from_raw(i32::try_from(pid)?), signal).with_context(|| format!("send {signal}"))
 }
 
@@ -105,14 +106,14 @@ fn enforcement_goes_on_while_the_control_plane_is_away_and_catches_up_when_it_is
 
         // A consumer that stands still, while what it missed is forgotten (410): one new list.
         let before = lists(world, POLICIES)?;
-        signal(world, Signal::SIGSTOP)?;
+        let pid = world.world.agent(NODE)?.pid().context("the agent runs")?;
+        signal(pid, Signal::SIGSTOP)?;
         // Nothing of what follows waits for it in a buffer.
         restart(&world.cluster, Component::ApiServer)?;
         world.apply(&only_from("a"))?;
         for round in 0..50 {
-            let name = format!("/apis/networking.k8s.io/v1/namespaces/x/networkpolicies/server");
             world.cluster.api().patch(
-                &name,
+                SERVER_POLICY,
                 &json!({"metadata": {"annotations": {"round": round.to_string()}}}),
             )?;
         }
@@ -120,7 +121,7 @@ fn enforcement_goes_on_while_the_control_plane_is_away_and_catches_up_when_it_is
         world.cluster.compact()?;
         world.cluster.start(Component::ApiServer)?;
         expect(world, ONLY_B)?;
-        signal(world, Signal::SIGCONT)?;
+        signal(pid, Signal::SIGCONT)?;
         world.until("the agent has listed policies again", |world| {
             Ok(lists(world, POLICIES)? > before)
         })?;
@@ -130,10 +131,7 @@ fn enforcement_goes_on_while_the_control_plane_is_away_and_catches_up_when_it_is
         restart(&world.cluster, Component::ApiServer)?;
         world.apply(&only_from("b"))?;
         enforced(world, ONLY_B)?;
-        world
-            .cluster
-            .api()
-            .delete("/apis/networking.k8s.io/v1/namespaces/x/networkpolicies/server")?;
+        world.cluster.api().delete(SERVER_POLICY)?;
         enforced(world, BOTH)
     })
 }

@@ -5,6 +5,7 @@ pub mod binary;
 pub mod cluster;
 pub mod conformance;
 pub mod connection;
+pub mod e2e;
 pub mod lab;
 pub mod nanoseconds;
 pub mod packet;

@@ -1,7 +1,7 @@
 //! Traffic that never pauses, to see what a change or a dying agent does to it.
 
 use std::{
-    net::{IpAddr, SocketAddr, UdpSocket},
+    net::{IpAddr, SocketAddr, TcpStream, UdpSocket},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -14,7 +14,10 @@ use anyhow::{Context, Result, anyhow};
 
 use crate::{
     connection::Connection,
-    lab::{Family, probe::packet},
+    lab::{
+        Family, Hosts,
+        probe::{Servers, packet},
+    },
     world::World,
 };
 
@@ -63,10 +66,27 @@ impl Traffic {
         allowed: (&str, &str),
         forbidden: Option<(&str, &str)>,
     ) -> Result<Self> {
+        Self::between(&world.lab, family, allowed, forbidden)
+    }
+
+    /// The same between any hosts; those that are sent to have servers on port 80.
+    ///
+    /// # Errors
+    /// If they do not reach each other now.
+    pub fn between(
+        hosts: &impl Hosts,
+        family: Family,
+        allowed: (&str, &str),
+        forbidden: Option<(&str, &str)>,
+    ) -> Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
-        let (netns, _) = world.lab.host(allowed.0)?;
-        let to = SocketAddr::new(world.lab.address(allowed.1, family)?, 80);
-        let connection = world.connect(allowed.0, allowed.1, family, 80)?;
+        let (netns, _) = hosts.host(allowed.0)?;
+        let to = SocketAddr::new(hosts.address(allowed.1, family)?, 80);
+        let stream = netns.run(|| {
+            TcpStream::connect_timeout(&to, Duration::from_secs(10))
+                .with_context(|| format!("connect from {} to {} at {to}", allowed.0, allowed.1))
+        })?;
+        let connection = Connection::new(stream)?;
         let datagrams = netns.run(|| socket(to))?;
         let stopping = Arc::clone(&stop);
         let echoes = thread::spawn(move || echoes(&stopping, &datagrams, connection));
@@ -79,8 +99,8 @@ impl Traffic {
         let forbidden = match forbidden {
             None => None,
             Some((from, to)) => {
-                let (netns, _) = world.lab.host(from)?;
-                let to = SocketAddr::new(world.lab.address(to, family)?, 80);
+                let (netns, _) = hosts.host(from)?;
+                let to = SocketAddr::new(hosts.address(to, family)?, 80);
                 let socket = netns.run(|| socket(to))?;
                 let stopping = Arc::clone(&stop);
                 Some(thread::spawn(move || Ok(tokens(&stopping, &socket))))
@@ -99,6 +119,14 @@ impl Traffic {
     /// # Errors
     /// If it could not be sent at all.
     pub fn stop(self, world: &World) -> Result<TrafficReport> {
+        self.finish(&world.servers)
+    }
+
+    /// The same, with the servers that the traffic went to.
+    ///
+    /// # Errors
+    /// If it could not be sent at all.
+    pub fn finish(self, servers: &Servers) -> Result<TrafficReport> {
         self.stop.store(true, Ordering::Relaxed);
         let mut report = join(self.echoes)?;
         let opened = join(self.openings)?;
@@ -109,7 +137,7 @@ impl Traffic {
             report.forbidden = tokens.len() as u64;
             report.leaked = tokens
                 .iter()
-                .filter(|token| world.servers.arrival(**token).is_some())
+                .filter(|token| servers.arrival(**token).is_some())
                 .count() as u64;
         }
         Ok(report)
@@ -170,7 +198,7 @@ fn openings(stop: &AtomicBool, to: SocketAddr) -> TrafficReport {
     while !stop.load(Ordering::Relaxed) {
         report.opened += 1;
         // The kernel would send a lost SYN again after a second: before that it counts as lost.
-        let connected = std::net::TcpStream::connect_timeout(&to, LOST);
+        let connected = TcpStream::connect_timeout(&to, LOST);
         report.refused += u64::from(connected.is_err());
         thread::sleep(PAUSE);
     }

@@ -3,12 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result, bail};
-use ipnet::Ipv4Net;
 
+use super::policies::addressed;
 use super::case::{Cluster, ClusterChanges, LabelChange, Labelled, Pod, Port, ServiceAccount};
 use crate::lab::{
-    Families, Lab, PodPlan,
-    address::twin_nets,
+    Families, Family, Lab, PodPlan,
     manifests::{self, ContainerPort, Manifests},
     probe::{Protocol, Servers},
 };
@@ -165,31 +164,11 @@ impl State {
 
     /// Fills in placeholders, and takes the addresses over to the lab's family.
     fn addressed(&self, text: &str) -> Result<String> {
-        let mut out = String::with_capacity(text.len());
-        let mut rest = text;
-        while let Some((before, from)) = rest.split_once("${") {
-            let (placeholder, after) = from.split_once('}').context("a placeholder without an end")?;
-            let (kind, host) = placeholder.split_once(':').context("a placeholder without a host")?;
-            let address = self
-                .lab
-                .host(host)?
-                .1
-                .plan()
-                .with_context(|| format!("an address of {host}"))?;
-            out.push_str(before);
-            out.push_str(&match kind.strip_prefix("CIDR") {
-                Some(bits) => Ipv4Net::new(address, bits.parse()?)?.trunc().to_string(),
-                None if kind == "IP" => address.to_string(),
-                None => bail!("placeholder ${{{placeholder}}} is not known"),
-            });
-            rest = after;
-        }
-        out.push_str(rest);
-        Ok(match self.lab.families() {
-            // Calico's ICMP is that of IPv4 alone.
-            Families::V6 => twin_nets(&out).replace("rotocol: ICMP\n", "rotocol: ICMPv6\n"),
-            Families::V4 | Families::Dual => out,
-        })
+        let family = match self.lab.families() {
+            Families::V6 => Family::V6,
+            Families::V4 | Families::Dual => Family::V4,
+        };
+        addressed(text, family, |host| self.lab.address(host, family))
     }
 
     /// Writes what has changed and removes what is gone.
@@ -240,7 +219,10 @@ impl State {
 }
 
 /// What a pod's or external's servers listen on.
-fn served(ports: &[Port]) -> Result<Vec<(Protocol, u16)>> {
+///
+/// # Errors
+/// If a protocol is not known.
+pub fn served(ports: &[Port]) -> Result<Vec<(Protocol, u16)>> {
     ports
         .iter()
         .map(|port| {

@@ -9,6 +9,8 @@ pub mod e2e;
 pub mod lab;
 pub mod nanoseconds;
 pub mod packet;
+pub mod promql;
+pub mod scrape;
 pub mod testrun;
 pub mod traffic;
 pub mod world;

@@ -14,7 +14,9 @@
 //! | `tier`, `sets` | Tier; NetworkSet and GlobalNetworkSet |
 //! | `name` | what a policy is called |
 //! | `schema` | the fields that there are |
+//! | `crd` | definitions of the kinds for an API server |
 
+pub mod crd;
 mod entity;
 mod name;
 mod policy;
@@ -54,6 +56,7 @@ const KINDS: [Kind; 8] = [
         kind: "StagedNetworkPolicy",
         object: ObjectKind::Policy(PolicyKind::StagedNetworkPolicy),
         parse: |cx| policy::parse(cx, PolicyKind::StagedNetworkPolicy),
+        schema: schema::staged_network_policy,
         ..POLICY
     },
     Kind {
@@ -61,14 +64,14 @@ const KINDS: [Kind; 8] = [
         object: ObjectKind::Policy(PolicyKind::StagedGlobalNetworkPolicy),
         namespaced: false,
         parse: |cx| policy::parse(cx, PolicyKind::StagedGlobalNetworkPolicy),
-        schema: schema::global_network_policy,
+        schema: schema::staged_global_network_policy,
         ..POLICY
     },
     Kind {
         kind: "StagedKubernetesNetworkPolicy",
         object: ObjectKind::Policy(PolicyKind::StagedKubernetesNetworkPolicy),
         parse: policy::staged_kubernetes,
-        schema: schema::kubernetes_policy,
+        schema: schema::staged_kubernetes_policy,
         ..POLICY
     },
     Kind {

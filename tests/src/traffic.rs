@@ -135,10 +135,7 @@ impl Traffic {
         if let Some(forbidden) = self.forbidden {
             let tokens = join(forbidden)?;
             report.forbidden = tokens.len() as u64;
-            report.leaked = tokens
-                .iter()
-                .filter(|token| servers.arrival(**token).is_some())
-                .count() as u64;
+            report.leaked = tokens.iter().filter(|token| servers.arrival(**token).is_some()).count() as u64;
         }
         Ok(report)
     }

@@ -13,6 +13,7 @@ mod cargo_tool;
 mod cluster;
 mod crds;
 mod demo;
+mod e2e;
 mod go;
 mod image;
 mod lint;
@@ -67,6 +68,11 @@ enum Verb {
     /// namespaces of this machine. `up` returns when all nodes are ready.
     Cluster(cluster::Arguments),
 
+    /// Install Weir from its chart into a real cluster and test it there
+    ///
+    /// Makes the image and a cluster of namespaces (see `cluster`), which goes again at the end.
+    E2e(e2e::Arguments),
+
     /// Check formatting, lints (host and eBPF), spelling, licences and dependencies
     Lint(lint::Arguments),
 
@@ -94,6 +100,7 @@ fn run(verb: Verb) -> Result<()> {
         Verb::Test(arguments) => test::run(&arguments),
         Verb::Lint(arguments) => lint::run(&arguments),
         Verb::Cluster(arguments) => cluster::run(&arguments),
+        Verb::E2e(arguments) => e2e::run(&arguments),
         Verb::Bench(arguments) => bench::run(&arguments),
     }
 }

@@ -78,7 +78,10 @@ pub fn add_external(fabric: &NetNs, others: &[NetNs], number: u32, addresses: Ad
     let port = format!("external{number}");
     let mut batch = Batch::default();
     batch
-        .add(format!("link add {port} type veth peer name eth0 netns {}", netns.path()))
+        .add(format!(
+            "link add {port} type veth peer name eth0 netns {}",
+            netns.path()
+        ))
         .add(format!("link set {port} master fabric up"));
     batch.run(fabric)?;
     let mut batch = Batch::default();

@@ -72,9 +72,12 @@ pub fn policies_in(text: &str) -> Result<Vec<Value>> {
     let documents: Vec<Value> = serde_saphyr::from_multiple(text).context("parse policies")?;
     let mut objects: Vec<Value> = documents.into_iter().filter(|document| !document.is_null()).collect();
     for object in &mut objects {
-        let namespaced = object["kind"]
-            .as_str()
-            .is_some_and(|kind| matches!(kind, "NetworkPolicy" | "NetworkSet" | "StagedNetworkPolicy" | "StagedKubernetesNetworkPolicy"));
+        let namespaced = object["kind"].as_str().is_some_and(|kind| {
+            matches!(
+                kind,
+                "NetworkPolicy" | "NetworkSet" | "StagedNetworkPolicy" | "StagedKubernetesNetworkPolicy"
+            )
+        });
         if namespaced && object["metadata"]["namespace"].is_null() {
             object["metadata"]["namespace"] = json!("default");
         }
@@ -93,7 +96,10 @@ mod tests {
         let v4 = addressed(text, Family::V4, |_| Ok("10.244.1.7".parse()?)).unwrap();
         assert_eq!(v4, "a: 10.244.1.7/32\nb: 10.244.1.0/24\nc: 10.0.0.0/8\n");
         let v6 = addressed(text, Family::V6, |_| Ok("fd00:77:1::7".parse()?)).unwrap();
-        assert_eq!(v6, "a: fd00:77:1::7/128\nb: fd00:77:1::/120\nc: fd00:7765:6972::a00:0/104\n");
+        assert_eq!(
+            v6,
+            "a: fd00:77:1::7/128\nb: fd00:77:1::/120\nc: fd00:7765:6972::a00:0/104\n"
+        );
         assert!(addressed("${X:x/a}", Family::V4, |_| Ok("10.244.1.7".parse()?)).is_err());
     }
 

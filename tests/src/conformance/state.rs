@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result, bail};
 
-use super::policies::addressed;
 use super::case::{Cluster, ClusterChanges, LabelChange, Labelled, Pod, Port, ServiceAccount};
+use super::policies::addressed;
 use crate::lab::{
     Families, Family, Lab, PodPlan,
     manifests::{self, ContainerPort, Manifests},

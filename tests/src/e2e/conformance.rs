@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 use super::{
@@ -194,18 +194,26 @@ impl<'a> Runner<'a> {
         self.pods.add(api, &plans)?;
         for pod in fresh {
             let key = pod.key();
-            self.servers.serve(&key, self.pods.host(&key)?.0, &served(&pod.ports)?)?;
+            self.servers
+                .serve(&key, self.pods.host(&key)?.0, &served(&pod.ports)?)?;
         }
         for pod in &target.pods {
             let key = pod.key();
-            if self.pods.get(&key).is_some_and(|running| running.plan.labels != pod.labels) {
+            if self
+                .pods
+                .get(&key)
+                .is_some_and(|running| running.plan.labels != pod.labels)
+            {
                 self.pods.relabel(api, &key, &pod.labels)?;
             }
         }
         for external in &target.externals {
             let key = format!("ext/{}", external.name);
             if !self.pods.others.contains_key(&key) {
-                let cluster = self.stage.cluster().context("hosts outside are made for a cluster of namespaces alone")?;
+                let cluster = self
+                    .stage
+                    .cluster()
+                    .context("hosts outside are made for a cluster of namespaces alone")?;
                 let addresses = Addresses::planned(external.ip, Families::Dual);
                 let netns: Arc<NetNs> = Arc::new(cluster.add_external(addresses)?);
                 self.servers.serve(&key, &netns, &served(&external.ports)?)?;

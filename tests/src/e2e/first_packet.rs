@@ -36,7 +36,10 @@ pub fn run(stage: &Stage) -> Result<()> {
     namespace(api, OWN, &labels(&[]))?;
     let server = format!("{OWN}/server");
     let mut pods = Pods::default();
-    pods.add(api, &[PodPlan::idle(&server, &nodes[0], &labels(&[("role", "server")]))])?;
+    pods.add(
+        api,
+        &[PodPlan::idle(&server, &nodes[0], &labels(&[("role", "server")]))],
+    )?;
     let servers = Servers::start()?;
     servers.serve(&server, pods.host(&server)?.0, &[(Protocol::Tcp, 80)])?;
     let to = pods.address(&server, Family::V4)?;
@@ -57,7 +60,9 @@ pub fn run(stage: &Stage) -> Result<()> {
         name: format!("{role}-{number}"),
         node: Some(nodes[number % nodes.len()].clone()),
         labels: labels(&[("role", role)]),
-        arguments: ["connect", &format!("{to}:80"), "--timeout=1s"].map(str::to_owned).to_vec(),
+        arguments: ["connect", &format!("{to}:80"), "--timeout=1s"]
+            .map(str::to_owned)
+            .to_vec(),
         ..PodPlan::default()
     };
     let many: Vec<PodPlan> = (0..MANY).map(|number| plan("nowhere", number)).collect();

@@ -3,6 +3,7 @@
 pub mod conformance;
 mod first_packet;
 pub mod pods;
+pub mod provider;
 mod rights;
 pub mod stage;
 mod traffic;

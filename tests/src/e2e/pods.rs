@@ -6,6 +6,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     fs,
+    net::IpAddr,
     path::Path,
     sync::Arc,
     thread,
@@ -216,8 +217,14 @@ impl Pods {
 #[must_use]
 pub fn addresses_of(pod: &Value) -> Addresses {
     let mut addresses = Addresses::default();
-    let listed = pod["status"]["podIPs"].as_array().map(Vec::as_slice).unwrap_or_default();
-    for address in listed.iter().filter_map(|entry| entry["ip"].as_str()?.parse().ok()) {
+    let listed = pod["status"]["podIPs"]
+        .as_array()
+        .map(Vec::as_slice)
+        .unwrap_or_default();
+    for address in listed
+        .iter()
+        .filter_map(|entry| entry["ip"].as_str()?.parse::<IpAddr>().ok())
+    {
         let other = Addresses::from(address);
         addresses.v4 = addresses.v4.or(other.v4);
         addresses.v6 = addresses.v6.or(other.v6);

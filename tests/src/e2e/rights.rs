@@ -72,7 +72,13 @@ const RIGHTS: [Right; 24] = [
     right(EDITOR, "delete", (CALICO, "networksets"), OTHER, false),
     right(EDITOR, "create", (CALICO, "globalnetworkpolicies"), "", false),
     right(EDITOR, "create", (CALICO, "tiers"), "", false),
-    right(EDITOR, "create", ("rbac.authorization.k8s.io", "clusterrolebindings"), "", false),
+    right(
+        EDITOR,
+        "create",
+        ("rbac.authorization.k8s.io", "clusterrolebindings"),
+        "",
+        false,
+    ),
 ];
 
 /// Asks the API server for each right, and then uses two of them for real.
@@ -113,7 +119,11 @@ pub fn run(stage: &Stage) -> Result<()> {
             ));
         }
     }
-    ensure!(wrong.is_empty(), "rights are not as they should be:\n{}", wrong.join("\n"));
+    ensure!(
+        wrong.is_empty(),
+        "rights are not as they should be:\n{}",
+        wrong.join("\n")
+    );
 
     let policy = |namespace: &str| {
         json!({

@@ -179,7 +179,10 @@ impl Stage {
             .stdin(Stdio::null());
         let Output { status, stdout, stderr } = command.output().with_context(|| format!("start {command:?}"))?;
         let shown = || {
-            let words: Vec<String> = arguments.iter().map(|word| word.as_ref().to_string_lossy().into_owned()).collect();
+            let words: Vec<String> = arguments
+                .iter()
+                .map(|word| word.as_ref().to_string_lossy().into_owned())
+                .collect();
             words.join(" ")
         };
         ensure!(
@@ -198,7 +201,15 @@ impl Stage {
     pub fn install(&self, values: &[&str]) -> Result<()> {
         let timeout = format!("{}s", ROLLED_OUT.as_secs());
         let mut arguments = vec![
-            "upgrade", "--install", RELEASE, "deploy/helm/weir", "--namespace", NAMESPACE, "--wait", "--timeout", &timeout,
+            "upgrade",
+            "--install",
+            RELEASE,
+            "deploy/helm/weir",
+            "--namespace",
+            NAMESPACE,
+            "--wait",
+            "--timeout",
+            &timeout,
         ];
         for value in self.values.iter().map(String::as_str).chain(values.iter().copied()) {
             arguments.extend(["--set", value]);
@@ -213,7 +224,15 @@ impl Stage {
     /// What Helm says.
     pub fn uninstall(&self) -> Result<()> {
         let timeout = format!("{}s", ROLLED_OUT.as_secs());
-        self.helm(&["uninstall", RELEASE, "--namespace", NAMESPACE, "--wait", "--timeout", &timeout])?;
+        self.helm(&[
+            "uninstall",
+            RELEASE,
+            "--namespace",
+            NAMESPACE,
+            "--wait",
+            "--timeout",
+            &timeout,
+        ])?;
         Ok(())
     }
 
@@ -233,9 +252,8 @@ impl Stage {
                         .all(|name| number(name) == nodes as u64)
             })
         });
-        let settled = done.and_then(|()| {
-            eventually("old agents end", ROLLED_OUT, || Ok(self.agent_pods()?.len() == nodes))
-        });
+        let settled =
+            done.and_then(|()| eventually("old agents end", ROLLED_OUT, || Ok(self.agent_pods()?.len() == nodes)));
         settled.with_context(|| self.agent_logs())
     }
 
@@ -274,7 +292,14 @@ impl Stage {
         let said = |result: Result<String>| result.unwrap_or_else(|error| format!("{error:#}"));
         let pods = said(self.kubectl(&["get", "pods", "-A", "-o", "wide"]));
         let logs = said(self.kubectl(&[
-            "logs", "-n", NAMESPACE, "-l", selector, "--tail=60", "--prefix", "--all-containers",
+            "logs",
+            "-n",
+            NAMESPACE,
+            "-l",
+            selector,
+            "--tail=60",
+            "--prefix",
+            "--all-containers",
         ]));
         let events = said(self.kubectl(&["get", "events", "-n", NAMESPACE, "--sort-by=.lastTimestamp"]));
         format!("--- pods ---\n{pods}\n--- logs of the agents ---\n{logs}\n--- events ---\n{events}")

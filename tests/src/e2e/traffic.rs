@@ -24,7 +24,6 @@ use crate::{
 };
 
 const OWN: &str = "weir-e2e-traffic";
-const POLICY: &str = "/apis/networking.k8s.io/v1/namespaces/weir-e2e-traffic/networkpolicies/server";
 
 /// A change takes effect within milliseconds; this ends what has gone wrong.
 const ENFORCED: Duration = Duration::from_secs(60);
@@ -61,7 +60,10 @@ impl<'a> World<'a> {
         let servers = Servers::start()?;
         let (netns, addresses) = pods.host(&server)?;
         servers.serve(&server, netns, &[(Protocol::Tcp, 80), (Protocol::Udp, 80)])?;
-        let families = FAMILIES.into_iter().filter(|family| addresses.of(*family).is_some()).collect();
+        let families = FAMILIES
+            .into_iter()
+            .filter(|family| addresses.of(*family).is_some())
+            .collect();
         let mut world = Self {
             stage,
             pods,
@@ -170,7 +172,9 @@ pub fn rolling_update(stage: &Stage) -> Result<()> {
     })?;
     let after = stage.agents()?;
     for (node, agent) in &after {
-        let old = before.get(node).with_context(|| format!("there was no agent on {node}"))?;
+        let old = before
+            .get(node)
+            .with_context(|| format!("there was no agent on {node}"))?;
         ensure!(old.uid != agent.uid, "the agent of {node} was not replaced");
     }
     world.follows()?;

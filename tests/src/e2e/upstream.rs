@@ -32,12 +32,20 @@ pub fn run(stage: &Stage, skip: &[&str]) -> Result<Outcome> {
     let mut command = Command::new(suite);
     command
         .env("KUBECONFIG", stage.kubeconfig())
-        .args(["--provider=skeleton", "--disable-log-dump", "--ginkgo.no-color", "--ginkgo.succinct"])
+        .args([
+            "--provider=skeleton",
+            "--disable-log-dump",
+            "--ginkgo.no-color",
+            "--ginkgo.succinct",
+        ])
         .arg(format!("--num-nodes={}", stage.nodes()?.len()))
         .arg(format!("--kubeconfig={}", stage.kubeconfig().display()))
         .arg(format!("--ginkgo.focus={FOCUS}"))
         .arg(format!("--ginkgo.skip={}", skip.join("|")))
-        .arg(format!("--ginkgo.junit-report={}", scratch.path().join("report.xml").display()))
+        .arg(format!(
+            "--ginkgo.junit-report={}",
+            scratch.path().join("report.xml").display()
+        ))
         .stdin(Stdio::null())
         .stderr(file.try_clone().context("duplicate a descriptor")?)
         .stdout(file);
@@ -57,6 +65,28 @@ pub fn run(stage: &Stage, skip: &[&str]) -> Result<Outcome> {
     Ok(outcome)
 }
 
+/// Specs that need what Weir does not have yet: it sees the addresses of Services before kube-proxy has chosen a pod, so
+/// egress rules that name pods do not match; and SCTP through Services, which takes a kernel module.
+const SKIPPED: [&str; 3] = ["egress", "Egress", "SCTP"];
+
+/// Installs Weir, runs the suite and tells what became of it.
+///
+/// # Errors
+/// If a spec fails.
+pub fn play(stage: &Stage) -> Result<()> {
+    stage.install(&[])?;
+    let Outcome { passed, failed } = run(stage, &SKIPPED)?;
+    for name in &passed {
+        println!("passed {name}");
+    }
+    for name in &failed {
+        println!("FAILED {name}");
+    }
+    println!("{} specs passed, {} failed", passed.len(), failed.len());
+    ensure!(failed.is_empty(), "{} specs of Kubernetes' suite failed", failed.len());
+    Ok(())
+}
+
 /// The specs of a JUnit report as Ginkgo writes it: one `<testcase name= status=>` each.
 fn read(report: &str) -> Outcome {
     let mut outcome = Outcome::default();
@@ -69,7 +99,11 @@ fn read(report: &str) -> Outcome {
         let Some(name) = attribute("name").filter(|name| name.starts_with("[It]")) else {
             continue;
         };
-        let name = name.replace("&#34;", "\"").replace("&quot;", "\"").replace("&#39;", "'").replace("&amp;", "&");
+        let name = name
+            .replace("&#34;", "\"")
+            .replace("&quot;", "\"")
+            .replace("&#39;", "'")
+            .replace("&amp;", "&");
         match attribute("status") {
             Some("passed") => outcome.passed.push(name),
             Some("skipped" | "pending") | None => {}

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use super::{
     pods::{PodPlan, Pods, namespace, remove_namespace},
-    stage::Stage,
+    stage::{AgentPod, Stage},
 };
 use crate::{
     cluster::api,
@@ -82,6 +82,7 @@ pub fn run(stage: &Stage, share: usize, family: Family) -> Result<Tally> {
 struct Runner<'a> {
     stage: &'a Stage,
     nodes: Vec<String>,
+    agents: BTreeMap<String, AgentPod>,
     family: Family,
     pods: Pods,
     servers: Servers,
@@ -96,6 +97,7 @@ impl<'a> Runner<'a> {
     fn new(stage: &'a Stage, family: Family) -> Result<Self> {
         Ok(Self {
             nodes: stage.nodes()?,
+            agents: stage.agents()?,
             stage,
             family,
             pods: Pods::default(),
@@ -117,6 +119,10 @@ impl<'a> Runner<'a> {
                 .try_for_each(|change| cluster.relabel(change))?;
             self.realise(&cluster)?;
             self.put(&step.policies)?;
+            for agent in self.agents.values() {
+                // Objects that cannot be enforced are some cases' point: the wire has the last word.
+                agent.caught_up(ENFORCED)?;
+            }
             let (asked, complaints) = self.compare(&cluster, step)?;
             tally.steps += 1;
             tally.probes += asked;

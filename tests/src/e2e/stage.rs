@@ -77,6 +77,21 @@ impl AgentPod {
             other => bail!("status was answered by {other:?}"),
         }
     }
+
+    /// Waits until the agent enforces everything that the API server holds at this moment. False: not in time, or not
+    /// everything can be enforced.
+    ///
+    /// # Errors
+    /// If it does not answer.
+    pub fn caught_up(&self, patience: Duration) -> Result<bool> {
+        let mut client = Client::connect(&self.run_dir())?;
+        client.patience(Some(patience + Duration::from_secs(10)))?;
+        let timeout_ms = u64::try_from(patience.as_millis())?;
+        match client.ask(Verb::Wait { timeout_ms })? {
+            Response::Wait(report) => Ok(report.enforced),
+            other => bail!("wait was answered by {other:?}"),
+        }
+    }
 }
 
 impl Stage {

@@ -16,6 +16,7 @@ mod demo;
 mod e2e;
 mod go;
 mod image;
+mod kustomize;
 mod lint;
 mod machine;
 mod packages;
@@ -59,6 +60,9 @@ enum Verb {
     /// Generate the CustomResourceDefinitions of Calico's kinds (deploy/crds, and the chart's)
     Crds(crds::Arguments),
 
+    /// Generate the kustomize base (deploy/kustomize) from the chart
+    Kustomize(kustomize::Arguments),
+
     /// Run all tests: those of each crate, and the suites with real packets
     Test(test::Arguments),
 
@@ -97,6 +101,7 @@ fn run(verb: Verb) -> Result<()> {
         Verb::Demo(arguments) => demo::run(&arguments),
         Verb::Image(arguments) => image::run(&arguments),
         Verb::Crds(arguments) => crds::run(&arguments),
+        Verb::Kustomize(arguments) => kustomize::run(&arguments),
         Verb::Test(arguments) => test::run(&arguments),
         Verb::Lint(arguments) => lint::run(&arguments),
         Verb::Cluster(arguments) => cluster::run(&arguments),

@@ -3,7 +3,7 @@
 use anyhow::Result;
 
 use super::place;
-use crate::lab::{Addresses, address::host_bits, ip::Batch, netns::NetNs};
+use crate::lab::{Addresses, Family, address::host_bits, ip::Batch, netns::NetNs};
 
 /// The namespaces of a cluster that is being made.
 #[derive(Debug)]
@@ -67,6 +67,12 @@ fn join(netns: &NetNs, own: [std::net::IpAddr; 2], number: Option<usize>, nodes:
     for other in (1..=nodes).filter(|other| Some(*other) != number) {
         for (pods, via) in place::pods(other).iter().zip(place::node(other)) {
             batch.add(format!("route add {pods} via {via} dev eth0"));
+        }
+    }
+    if number.is_some() {
+        // Addresses of Services are translated once a packet has found a way. What takes it for real ends at its gateway.
+        for via in place::control() {
+            batch.add(format!("route add {} via {via} dev eth0", Family::of(via).everything()));
         }
     }
     batch.run(netns)

@@ -229,7 +229,7 @@ impl Stage {
         for value in self.values.iter().map(String::as_str).chain(values.iter().copied()) {
             arguments.extend(["--set", value]);
         }
-        self.helm(&arguments)?;
+        self.helm(&arguments).with_context(|| self.agent_logs())?;
         self.await_agents()
     }
 

@@ -8,6 +8,10 @@ pub struct Arguments {
     #[arg(long, value_name = "FILE", group = "where")]
     pub kubeconfig: Option<PathBuf>,
 
+    /// Use the cluster that `cargo xtask cluster up` has made; images are loaded into it
+    #[arg(long, value_name = "NAME", group = "where")]
+    pub cluster: Option<String>,
+
     /// Use a new cluster of kind (takes kind and Docker)
     #[arg(long, group = "where")]
     pub kind: bool,

@@ -47,6 +47,11 @@ fn run(Program { image, arguments }: &Program) -> Result<()> {
     if let Some(kubeconfig) = &arguments.kubeconfig {
         return play(&Stage::of_kubeconfig(kubeconfig.clone(), root)?, arguments);
     }
+    if let Some(name) = &arguments.cluster {
+        let cluster = Cluster::attach(name)?;
+        cluster.load(image)?;
+        return play(&Stage::of_namespaces(cluster, root)?, arguments);
+    }
     if arguments.kind || arguments.minikube {
         let binaries = Binaries::ensure(&[Tool::Agnhost, Tool::CoreDns])?;
         let mut archives = images::archives(&binaries)?;

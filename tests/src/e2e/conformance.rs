@@ -13,8 +13,9 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 use super::{
-    pods::{PodPlan, Pods, namespace, remove_namespace},
+    pods::{OURS, PodPlan, Pods, namespace, remove_namespace},
     stage::{AgentPod, Stage},
+    sweep::BUILT_IN,
 };
 use crate::{
     cluster::api,
@@ -152,10 +153,14 @@ impl<'a> Runner<'a> {
         }
         for account in &target.service_accounts {
             if !self.cluster.service_accounts.contains(account) {
+                let mut labels = account.labels.clone();
+                if account.name != "default" {
+                    labels.insert(OURS.to_owned(), "account".to_owned());
+                }
                 api.apply(&json!({
                     "apiVersion": "v1",
                     "kind": "ServiceAccount",
-                    "metadata": {"namespace": account.namespace, "name": account.name, "labels": account.labels},
+                    "metadata": {"namespace": account.namespace, "name": account.name, "labels": labels},
                 }))?;
             }
         }
@@ -227,7 +232,10 @@ impl<'a> Runner<'a> {
             }
         }
         for gone in &self.cluster.namespaces {
-            if target.namespaces.iter().all(|wanted| wanted.name != gone.name) {
+            // The API server keeps its own for ever.
+            if !BUILT_IN.contains(&gone.name.as_str())
+                && target.namespaces.iter().all(|wanted| wanted.name != gone.name)
+            {
                 remove_namespace(api, &gone.name)?;
                 self.namespaces.remove(&gone.name);
             }
@@ -240,7 +248,8 @@ impl<'a> Runner<'a> {
     fn put(&mut self, text: &str) -> Result<()> {
         let api = self.stage.api();
         let mut wanted = BTreeMap::new();
-        for object in policies_in(&self.addressed(text)?)? {
+        for mut object in policies_in(&self.addressed(text)?)? {
+            object["metadata"]["labels"][OURS] = json!("policy");
             wanted.insert(api::path(&object)?, object);
         }
         for (path, object) in &wanted {
@@ -296,10 +305,10 @@ impl<'a> Runner<'a> {
         self.put("")?;
         let names: Vec<String> = self.pods.names().map(str::to_owned).collect();
         self.pods.remove(self.stage.api(), &names)?;
-        for name in self.namespaces.iter().filter(|name| *name != "default") {
+        for name in self.namespaces.iter().filter(|name| !BUILT_IN.contains(&name.as_str())) {
             self.stage.api().delete(&format!("/api/v1/namespaces/{name}"), 1)?;
         }
-        for name in self.namespaces.iter().filter(|name| *name != "default") {
+        for name in self.namespaces.iter().filter(|name| !BUILT_IN.contains(&name.as_str())) {
             remove_namespace(self.stage.api(), name)?;
         }
         Ok(())

@@ -6,6 +6,7 @@ pub mod pods;
 pub mod provider;
 mod rights;
 pub mod stage;
+mod sweep;
 mod traffic;
 pub mod upstream;
 
@@ -93,7 +94,7 @@ fn tell(what: &str, tally: conformance::Tally) {
     println!("  {what}: {cases} cases, {steps} steps, {probes} probes; {skipped} cases skipped");
 }
 
-/// Installs Weir and runs the cases whose names contain one of the filters (none: all of them), each whatever became of
+/// Installs Weir and runs the cases of these names (none: all of the extent), each whatever became of
 /// the others.
 ///
 /// # Errors
@@ -106,14 +107,14 @@ pub fn run(stage: &Stage, extent: Extent, filters: &[String]) -> Result<()> {
         if filters.is_empty() {
             case.extent <= extent
         } else {
-            filters.iter().any(|filter| case.name.contains(filter.as_str()))
+            filters.iter().any(|filter| case.name == filter)
         }
     });
     let mut results: Vec<(&str, Duration, bool)> = Vec::new();
     for case in chosen {
         println!("{} ...", case.name);
         let began = Instant::now();
-        let result = (case.run)(stage, extent);
+        let result = sweep::sweep(stage.api()).and_then(|()| (case.run)(stage, extent));
         let took = began.elapsed();
         match &result {
             Ok(()) => println!("{} passed ({took:.1?})", case.name),
@@ -121,7 +122,11 @@ pub fn run(stage: &Stage, extent: Extent, filters: &[String]) -> Result<()> {
         }
         results.push((case.name, took, result.is_ok()));
     }
-    ensure!(!results.is_empty(), "no case has such a name");
+    ensure!(
+        !results.is_empty(),
+        "there is no such case; there are: {}",
+        CASES.map(|case| case.name).join(" ")
+    );
     println!();
     for (name, took, passed) in &results {
         println!("{} {name} ({took:.1?})", if *passed { "passed" } else { "FAILED" });

@@ -28,6 +28,7 @@ pub struct Arguments {
     #[arg(long, conflicts_with = "all")]
     pub upstream: bool,
 
-    /// Run only the cases whose names contain one of these
+    /// Run these cases only; a wrong name shows all
+    #[arg(value_name = "CASE")]
     pub filters: Vec<String>,
 }

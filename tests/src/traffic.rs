@@ -7,7 +7,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     thread::{self, JoinHandle},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, anyhow};
@@ -192,11 +192,18 @@ fn echoes(stop: &AtomicBool, datagrams: &UdpSocket, mut connection: Connection) 
 
 fn openings(stop: &AtomicBool, to: SocketAddr) -> TrafficReport {
     let mut report = TrafficReport::default();
+    let began = Instant::now();
     while !stop.load(Ordering::Relaxed) {
         report.opened += 1;
         // The kernel would send a lost SYN again after a second: before that it counts as lost.
-        let connected = TcpStream::connect_timeout(&to, LOST);
-        report.refused += u64::from(connected.is_err());
+        if let Err(error) = TcpStream::connect_timeout(&to, LOST) {
+            report.refused += 1;
+            eprintln!(
+                "traffic: connection {} to {to}, {:.1?} after the first: {error}",
+                report.opened,
+                began.elapsed()
+            );
+        }
         thread::sleep(PAUSE);
     }
     report

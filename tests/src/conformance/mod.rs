@@ -2,6 +2,7 @@
 
 mod case;
 mod expectation;
+mod objects;
 pub mod offline;
 mod policies;
 mod runner;

@@ -4,11 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result, bail};
 
-use super::case::{Cluster, ClusterChanges, LabelChange, Labelled, Pod, Port, ServiceAccount};
-use super::policies::addressed;
+use super::{
+    case::{Cluster, ClusterChanges, LabelChange, Labelled, Pod, Port, ServiceAccount},
+    objects::objects,
+    policies::addressed,
+};
 use crate::lab::{
     Families, Family, Lab, PodPlan,
-    manifests::{self, ContainerPort, Manifests},
+    manifests::{self, Manifests},
     probe::{Protocol, Servers},
 };
 
@@ -173,35 +176,10 @@ impl State {
 
     /// Writes what has changed and removes what is gone.
     fn write(&mut self, cluster: &Cluster) -> Result<()> {
-        let mut files = BTreeMap::new();
-        for namespace in &cluster.namespaces {
-            let object = manifests::namespace(&namespace.name, &namespace.labels);
-            files.insert(format!("namespace-{}", namespace.name), object);
-        }
-        for account in &cluster.service_accounts {
-            let object = manifests::service_account(&account.namespace, &account.name, &account.labels);
-            files.insert(format!("serviceaccount-{}-{}", account.namespace, account.name), object);
-        }
-        for pod in &cluster.pods {
+        let files = objects(cluster, |pod| {
             let link = self.lab.pod(&pod.key())?;
-            let ports: Vec<ContainerPort> = pod
-                .ports
-                .iter()
-                .map(|port| (port.name.clone(), port.port, port.protocol.clone()))
-                .collect();
-            let object = manifests::Pod {
-                namespace: &pod.namespace,
-                name: &pod.name,
-                labels: &pod.labels,
-                service_account: pod.service_account.as_deref().unwrap_or("default"),
-                node: &link.node,
-                ports: &ports,
-                addresses: link.addresses,
-                host_network: false,
-            }
-            .object();
-            files.insert(format!("pod-{}-{}", pod.namespace, pod.name), object);
-        }
+            Ok((link.node.clone(), link.addresses))
+        })?;
         for gone in self.written.keys().filter(|name| !files.contains_key(*name)) {
             self.manifests.remove(gone)?;
         }

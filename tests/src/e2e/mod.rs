@@ -34,7 +34,7 @@ pub struct Case {
 }
 
 /// All cases, in their order. Weir is installed before the first.
-pub const CASES: [Case; 8] = [
+pub const CASES: [Case; 9] = [
     Case {
         name: "conformance",
         extent: Extent::Core,
@@ -61,6 +61,11 @@ pub const CASES: [Case; 8] = [
         name: "first-packet",
         extent: Extent::Core,
         run: |stage, _| first_packet::run(stage),
+    },
+    Case {
+        name: "nothing",
+        extent: Extent::All,
+        run: |stage, _| traffic::nothing(stage),
     },
     Case {
         name: "rolling-update",

@@ -159,6 +159,19 @@ impl<'a> World<'a> {
     }
 }
 
+/// Nothing happens: what disturbs the traffic now is no doing of Weir's, and other cases would blame it on Weir.
+///
+/// # Errors
+/// What the traffic met.
+pub fn nothing(stage: &Stage) -> Result<()> {
+    let world = World::new(stage)?;
+    world.undisturbed("nothing", || {
+        thread::sleep(Duration::from_secs(30));
+        Ok(())
+    })?;
+    world.end()
+}
+
 /// A rolling update replaces every agent.
 ///
 /// # Errors

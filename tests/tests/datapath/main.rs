@@ -2,6 +2,7 @@
 //!
 //! Needs root. Packets stay within network namespaces made here.
 
+mod batches;
 mod interfaces;
 mod machine;
 mod tables;

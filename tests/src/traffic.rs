@@ -27,6 +27,9 @@ const PAUSE: Duration = Duration::from_millis(1);
 /// An echo that takes longer is a lost packet: nothing on this machine delays one that long.
 const LOST: Duration = Duration::from_millis(800);
 
+/// So many refused connections are told at once.
+const SHOWN: u64 = 3;
+
 /// What the traffic met.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct TrafficReport {
@@ -46,9 +49,18 @@ pub struct TrafficReport {
     pub leaked: u64,
 }
 
+/// Tells the threads to end, also where nobody asks for their report.
+struct Stop(Arc<AtomicBool>);
+
+impl Drop for Stop {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// Running traffic.
 pub struct Traffic {
-    stop: Arc<AtomicBool>,
+    stop: Stop,
     echoes: JoinHandle<Result<TrafficReport>>,
     openings: JoinHandle<Result<TrafficReport>>,
     forbidden: Option<JoinHandle<Result<Vec<u64>>>>,
@@ -107,7 +119,7 @@ impl Traffic {
             }
         };
         Ok(Self {
-            stop,
+            stop: Stop(stop),
             echoes,
             openings,
             forbidden,
@@ -127,7 +139,7 @@ impl Traffic {
     /// # Errors
     /// If it could not be sent at all.
     pub fn finish(self, servers: &Servers) -> Result<TrafficReport> {
-        self.stop.store(true, Ordering::Relaxed);
+        drop(self.stop);
         let mut report = join(self.echoes)?;
         let opened = join(self.openings)?;
         report.opened = opened.opened;
@@ -198,11 +210,14 @@ fn openings(stop: &AtomicBool, to: SocketAddr) -> TrafficReport {
         // The kernel would send a lost SYN again after a second: before that it counts as lost.
         if let Err(error) = TcpStream::connect_timeout(&to, LOST) {
             report.refused += 1;
-            eprintln!(
-                "traffic: connection {} to {to}, {:.1?} after the first: {error}",
-                report.opened,
-                began.elapsed()
-            );
+            // The first few tell what there is to tell.
+            if report.refused <= SHOWN {
+                eprintln!(
+                    "traffic: connection {} to {to}, {:.1?} after the first: {error}",
+                    report.opened,
+                    began.elapsed()
+                );
+            }
         }
         thread::sleep(PAUSE);
     }

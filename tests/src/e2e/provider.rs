@@ -47,7 +47,7 @@ impl Drop for Made {
 /// Without kind or Docker; what kind says.
 pub fn kind(root: &Path, archives: &[PathBuf]) -> Result<Made> {
     let made = Made::new(|| quietly("kind", &["delete", "cluster", "--name", NAME]))?;
-    let config = root.join("deploy/kind/cluster.yaml");
+    let config = root.join("deploy/kind/kind.yaml");
     let kubeconfig = made.kubeconfig();
     run(
         "kind",
@@ -64,6 +64,15 @@ pub fn kind(root: &Path, archives: &[PathBuf]) -> Result<Made> {
             OsStr::new("--wait=300s"),
         ],
     )?;
+    let nodes = Command::new("kind")
+        .args(["get", "nodes", "--name", NAME])
+        .output()
+        .context("ask kind for its nodes")?;
+    for node in String::from_utf8_lossy(&nodes.stdout).split_whitespace() {
+        // A node is a container, in which nobody mounts it.
+        let mount = ["exec", node, "mount", "-t", "bpf", "bpf", "/sys/fs/bpf"];
+        run("docker", None, &mount.map(OsStr::new))?;
+    }
     for archive in archives {
         run(
             "kind",
@@ -97,10 +106,20 @@ pub fn minikube(archives: &[PathBuf]) -> Result<Made> {
             "--nodes=2",
             "--driver=docker",
             "--container-runtime=containerd",
-            "--cni=kindnet",
+            "--cni=bridge",
         ]
         .map(OsStr::new),
     )?;
+    for node in [NAME.to_owned(), format!("{NAME}-m02")] {
+        let mount = [
+            "exec",
+            &node,
+            "sh",
+            "-c",
+            "mountpoint -q /sys/fs/bpf || mount -t bpf bpf /sys/fs/bpf",
+        ];
+        run("docker", None, &mount.map(OsStr::new))?;
+    }
     for archive in archives {
         run(
             "minikube",

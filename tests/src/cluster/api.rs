@@ -122,11 +122,19 @@ impl Api {
             .with_context(|| format!("patch {path}"))
     }
 
+    /// Deletes an object without grace; that it is gone already is fine.
+    ///
+    /// # Errors
+    /// The API server's.
+    pub fn delete(&self, path: &str) -> Result<()> {
+        self.delete_within(path, 0)
+    }
+
     /// Deletes an object, leaving a pod so many seconds to end; that it is gone already is fine.
     ///
     /// # Errors
     /// The API server's.
-    pub fn delete(&self, path: &str, seconds: u32) -> Result<()> {
+    pub fn delete_within(&self, path: &str, seconds: u32) -> Result<()> {
         let query = format!("{path}?gracePeriodSeconds={seconds}&propagationPolicy=Background");
         match self.call(Method::DELETE, &query, "", Vec::new()) {
             Ok(_) => Ok(()),

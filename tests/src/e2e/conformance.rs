@@ -258,7 +258,7 @@ impl<'a> Runner<'a> {
             }
         }
         for gone in self.policies.keys().filter(|path| !wanted.contains_key(*path)) {
-            api.delete(gone, 0)?;
+            api.delete(gone)?;
         }
         self.policies = wanted;
         Ok(())
@@ -306,7 +306,9 @@ impl<'a> Runner<'a> {
         let names: Vec<String> = self.pods.names().map(str::to_owned).collect();
         self.pods.remove(self.stage.api(), &names)?;
         for name in self.namespaces.iter().filter(|name| !BUILT_IN.contains(&name.as_str())) {
-            self.stage.api().delete(&format!("/api/v1/namespaces/{name}"), 1)?;
+            self.stage
+                .api()
+                .delete_within(&format!("/api/v1/namespaces/{name}"), 1)?;
         }
         for name in self.namespaces.iter().filter(|name| !BUILT_IN.contains(&name.as_str())) {
             remove_namespace(self.stage.api(), name)?;

@@ -189,7 +189,7 @@ impl Pods {
         let mut gone = Vec::new();
         for name in names {
             if let Some(pod) = self.running.remove(name) {
-                api.delete(&pod.plan.path(), 1)?;
+                api.delete_within(&pod.plan.path(), 1)?;
                 gone.push(pod.plan.path());
             }
         }
@@ -277,7 +277,7 @@ pub fn namespace(api: &Api, name: &str, labels: &Labels) -> Result<()> {
 /// The API server's; if it does not go.
 pub fn remove_namespace(api: &Api, name: &str) -> Result<()> {
     let path = format!("/api/v1/namespaces/{name}");
-    api.delete(&path, 1)?;
+    api.delete_within(&path, 1)?;
     api.wait(&path, STARTED, |found| found.is_none())
 }
 

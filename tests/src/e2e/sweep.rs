@@ -45,7 +45,7 @@ pub fn sweep(api: &Api) -> Result<()> {
                 Some(namespace) => format!("{root}/namespaces/{namespace}/{resource}/{name}"),
                 None => format!("{root}/{resource}/{name}"),
             };
-            api.delete(&path, 1)?;
+            api.delete_within(&path, 1)?;
             gone.push(path);
         }
     }

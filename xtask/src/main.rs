@@ -14,6 +14,7 @@ mod cluster;
 mod crds;
 mod demo;
 mod e2e;
+mod fuzz;
 mod go;
 mod image;
 mod kustomize;
@@ -77,6 +78,11 @@ enum Verb {
     /// Makes the image and a cluster of namespaces (see `cluster`), which goes again at the end.
     E2e(e2e::Arguments),
 
+    /// Feed random input to the parsers, for a minute each
+    ///
+    /// What is found lies in tests/fuzz/artifacts. The corpus that a run leaves behind makes the next one go further.
+    Fuzz(fuzz::Arguments),
+
     /// Check formatting, lints (host and eBPF), spelling, licences and dependencies
     Lint(lint::Arguments),
 
@@ -103,6 +109,7 @@ fn run(verb: Verb) -> Result<()> {
         Verb::Crds(arguments) => crds::run(&arguments),
         Verb::Kustomize(arguments) => kustomize::run(&arguments),
         Verb::Test(arguments) => test::run(&arguments),
+        Verb::Fuzz(arguments) => fuzz::run(&arguments),
         Verb::Lint(arguments) => lint::run(&arguments),
         Verb::Cluster(arguments) => cluster::run(&arguments),
         Verb::E2e(arguments) => e2e::run(&arguments),

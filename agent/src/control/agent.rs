@@ -9,6 +9,7 @@ use std::{
 use tracing::{error, info, warn};
 
 use super::{
+    attach::Attachments,
     endpoints::{Interface, LocalEndpoints},
     explain::{self, ExplainRequest, Explanation},
     hits::Hits,
@@ -19,6 +20,7 @@ use super::{
 };
 use crate::{
     api::{Problem, Severity},
+    cni::attachment::Attachment,
     datapath::{self, Datapath},
     endpoint::{self, Discovery},
     flow::{directory::Directory, hub::Hub, task::FlowTask},
@@ -59,6 +61,7 @@ pub struct Agent {
     pub(super) waits: Waits,
     pub(super) hits: Hits,
     pub(super) removals: Removals,
+    pub(super) attachments: Attachments,
     /// The source has been read once, whole.
     synced: bool,
     /// When the first sync stops waiting for discovery.
@@ -85,12 +88,13 @@ pub struct Parts {
     pub directory: Arc<Directory>,
     pub hub: Arc<Hub>,
     pub flows: FlowTask,
+    pub attachments: Attachments,
 }
 
 impl Agent {
     #[must_use]
     pub fn new(parts: Parts) -> Self {
-        Self {
+        let mut agent = Self {
             index: Index::new(&parts.options.node),
             compiler: Compiler::new(parts.capacity, parts.inherited.next_trace),
             endpoints: LocalEndpoints::new(parts.inherited.endpoints),
@@ -106,6 +110,7 @@ impl Agent {
             waits: Waits::default(),
             hits: Hits::default(),
             removals: Removals::default(),
+            attachments: parts.attachments,
             synced: false,
             first_sync_by: None,
             settled: false,
@@ -113,7 +118,9 @@ impl Agent {
             retry: None,
             trim: None,
             world: None,
-        }
+        };
+        agent.recall_attachments();
+        agent
     }
 
     // === What happens ===
@@ -160,10 +167,24 @@ impl Agent {
                 unlocated,
             } => {
                 let interface = Interface { ifindex, name, layer3 };
-                self.found(&pod, interface, &unlocated);
+                // Found before the runtime said which one it is, and told after.
+                let other = |attachment: &Attachment| attachment.host.ifindex != ifindex;
+                if !self.attachments.of(&pod).is_some_and(other) {
+                    self.found(&pod, interface, &unlocated);
+                }
             }
-            endpoint::Event::Lost { pod, ifindex } => self.lost(&pod, format!("its interface {ifindex} is gone")),
-            endpoint::Event::Missing { pod, reason } => self.lost(&pod, reason),
+            endpoint::Event::Lost { pod, ifindex } => {
+                self.lost_attachment(&pod, ifindex);
+                // News of the interface before, while the runtime has given it another one.
+                if self.attachments.of(&pod).is_none() {
+                    self.lost(&pod, format!("its interface {ifindex} is gone"));
+                }
+            }
+            endpoint::Event::Missing { pod, reason } => {
+                if self.attachments.of(&pod).is_none() {
+                    self.lost(&pod, reason);
+                }
+            }
             endpoint::Event::NodeAddresses(addresses) => {
                 let output = self.index.set_node_addresses(addresses);
                 self.changed(output);
@@ -217,6 +238,7 @@ impl Agent {
             self.trim,
             first_sync,
             self.waits.next(),
+            self.attachments.next(),
         ]
         .into_iter()
         .flatten()
@@ -305,7 +327,7 @@ impl Agent {
         }
     }
 
-    fn changed(&mut self, output: IndexOutput) {
+    pub(super) fn changed(&mut self, output: IndexOutput) {
         if output.is_empty() {
             return;
         }
@@ -319,7 +341,10 @@ impl Agent {
                     self.discovery.watch(key.clone(), pod.addresses.clone());
                     // Where the pod is was certain to the earlier agent: its enforcement must not end because a
                     // bridge has forgotten a quiet pod meanwhile.
-                    if let Some(ifindex) = self.endpoints.inherited_interface(&pod.addresses) {
+                    if let Some(attachment) = self.attachments.of(&key) {
+                        let host = &attachment.host;
+                        self.discovery.pin(key.clone(), host.ifindex, host.name.clone());
+                    } else if let Some(ifindex) = self.endpoints.inherited_interface(&pod.addresses) {
                         self.discovery.assume(key.clone(), ifindex);
                     }
                     let endpoint = self.endpoints.put(key.clone(), pod);
@@ -333,6 +358,7 @@ impl Agent {
                         changes.push(Change::Endpoint(id, None));
                         self.release(id);
                     }
+                    self.forget_attachment(&key);
                 }
             }
         }
@@ -355,6 +381,7 @@ impl Agent {
                 match self.datapath.finish_first_sync() {
                     Ok(()) => {
                         self.endpoints.forget_inherited();
+                        self.forget_stale_attachments();
                         self.settled = true;
                         info!(
                             endpoints = self.endpoints.iter().filter(|(_, endpoint)| endpoint.attached).count(),
@@ -365,6 +392,13 @@ impl Agent {
                 }
             }
         }
-        self.answer_waits(Instant::now());
+        let now = Instant::now();
+        self.retry_adds(now);
+        self.answer_waits(now);
+    }
+
+    /// The source has been read once, whole.
+    pub(super) fn is_synced(&self) -> bool {
+        self.synced
     }
 }

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `agent` | what the loop holds, and what it does with each thing that happens |
 //! | `enforce` | plans into the kernel; new generations |
+//! | `attach` | pods that the CNI plugin attaches before they start |
 //! | `endpoints`, `bind` | local pods on their way to an enforced interface |
 //! | `removals` | what plans want removed, kept for the grace period |
 //! | `hits` | how often each rule was hit |
@@ -14,6 +15,7 @@
 //! | `query` | the questions that the loop answers, and the shapes of the answers |
 
 mod agent;
+mod attach;
 mod bind;
 mod dump;
 mod endpoints;
@@ -38,6 +40,7 @@ use tracing::{info, warn};
 
 use self::{
     agent::{Agent, Parts},
+    attach::Attachments,
     options::{AgentOptions, AttachMode},
     query::{DetachReport, Query, QueryError},
 };
@@ -46,6 +49,7 @@ use crate::{
         health,
         server::{self, ControlHandle},
     },
+    cni::store::Store,
     datapath::{self, Datapath},
     endpoint::{self, Discovery},
     flow::{
@@ -113,6 +117,13 @@ pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
         directory: options.manifests.clone(),
         run_dir: options.run_dir.clone(),
     })?;
+    let attachments = match Store::open(&options.run_dir) {
+        Ok(store) => Attachments::new(Some(store)),
+        Err(error) => {
+            warn!(%error, "cannot keep attachments in the run directory: the CNI plugin will be told to try again");
+            Attachments::new(None)
+        }
+    };
     info!(node = options.node, manifests = %options.manifests.display(), "started");
 
     let mut wanted = hub.wanted();
@@ -125,6 +136,7 @@ pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
         directory,
         hub: Arc::clone(&hub),
         flows,
+        attachments,
     });
     agent.want_events(*wanted.borrow_and_update());
 
@@ -160,6 +172,10 @@ pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
             }
             () = sleep_until(tick) => agent.tick(Instant::now()),
         }
+        if !agent.attachments.take_wanted().is_empty() {
+            // What comes of it wakes those who wait.
+            source.refresh();
+        }
     }
     info!("ending; what is enforced stays in force");
     agent.want_events(false);
@@ -182,6 +198,11 @@ fn answer(
         }
         Query::Explain { request, reply } => drop(reply.send(agent.explain(&request))),
         Query::Dump { what, reply } => drop(reply.send(agent.dump(what))),
+        Query::Cni {
+            request,
+            deadline,
+            reply,
+        } => agent.cni(request, deadline, reply),
         Query::Detach(reply) => return Some(reply),
     }
     None

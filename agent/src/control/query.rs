@@ -8,7 +8,10 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
 use super::explain::{ExplainRequest, Explanation};
-use crate::api::Problem;
+use crate::{
+    api::Problem,
+    cni::attachment::{CniAnswer, CniRequest},
+};
 
 /// Where the answer to a query goes. A closed channel means that nobody waits any more.
 pub type Reply<T> = oneshot::Sender<T>;
@@ -32,6 +35,12 @@ pub enum Query {
     Dump {
         what: DumpKind,
         reply: Reply<Result<Dump, QueryError>>,
+    },
+    /// From the CNI plugin. Answered by the deadline.
+    Cni {
+        request: CniRequest,
+        deadline: Instant,
+        reply: Reply<CniAnswer>,
     },
     /// Detach from every interface, remove every pin, answer, and end the agent.
     Detach(Reply<Result<DetachReport, QueryError>>),

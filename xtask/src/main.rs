@@ -10,7 +10,9 @@ mod bench;
 mod bpf;
 mod build;
 mod cargo_tool;
+mod cluster;
 mod demo;
+mod go;
 mod lint;
 mod machine;
 mod packages;
@@ -49,6 +51,12 @@ enum Verb {
     /// Run all tests: those of each crate, and the suites with real packets
     Test(test::Arguments),
 
+    /// Make a real Kubernetes cluster out of namespaces, and use it: kind without Docker
+    ///
+    /// Control plane and nodes are Kubernetes' own programs, built from source on first use (some minutes), and run in
+    /// namespaces of this machine. `up` returns when all nodes are ready.
+    Cluster(cluster::Arguments),
+
     /// Check formatting, lints (host and eBPF), spelling, licences and dependencies
     Lint(lint::Arguments),
 
@@ -73,6 +81,7 @@ fn run(verb: Verb) -> Result<()> {
         Verb::Demo(arguments) => demo::run(&arguments),
         Verb::Test(arguments) => test::run(&arguments),
         Verb::Lint(arguments) => lint::run(&arguments),
+        Verb::Cluster(arguments) => cluster::run(&arguments),
         Verb::Bench(arguments) => bench::run(&arguments),
     }
 }

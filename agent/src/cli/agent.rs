@@ -98,7 +98,7 @@ pub struct Agent {
     /// How to log
     #[arg(long, value_enum, value_name = "FORMAT", default_value_t)]
     pub log_format: LogFormat,
-    /// Serve /healthz and /readyz over HTTP at this address
+    /// Serve /livez, /readyz and /metrics over HTTP at this address
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub health_addr: Option<SocketAddr>,
 }

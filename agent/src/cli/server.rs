@@ -34,6 +34,7 @@ use crate::{
         filter::Filter,
         hub::{Hub, Item, RECENT},
     },
+    metrics::Instruments,
 };
 
 /// Connections at once: readers of flows, and the plugin for as many pods as a node may start together.
@@ -52,6 +53,7 @@ pub struct ControlHandle {
     pub flows: Arc<Hub>,
     /// Name of the node, for lines about lost records.
     pub node: Arc<str>,
+    pub instruments: Arc<Instruments>,
 }
 
 impl ControlHandle {

@@ -26,6 +26,7 @@ use crate::{
     flow::{directory::Directory, hub::Hub, task::FlowTask},
     index::{Index, IndexOutput, LocalPodChange},
     memory,
+    metrics::{Instruments, Trigger},
     policy::{
         change::{Change, PeerKey},
         compile::Compiler,
@@ -62,6 +63,9 @@ pub struct Agent {
     pub(super) hits: Hits,
     pub(super) removals: Removals,
     pub(super) attachments: Attachments,
+    pub(super) instruments: Arc<Instruments>,
+    /// Plans, and whole states, that were written to the kernel.
+    pub(super) written: u64,
     /// The source has been read once, whole.
     synced: bool,
     /// When the first sync stops waiting for discovery.
@@ -89,6 +93,7 @@ pub struct Parts {
     pub hub: Arc<Hub>,
     pub flows: FlowTask,
     pub attachments: Attachments,
+    pub instruments: Arc<Instruments>,
 }
 
 impl Agent {
@@ -111,6 +116,8 @@ impl Agent {
             hits: Hits::default(),
             removals: Removals::default(),
             attachments: parts.attachments,
+            instruments: parts.instruments,
+            written: 0,
             synced: false,
             first_sync_by: None,
             settled: false,
@@ -127,6 +134,9 @@ impl Agent {
 
     /// Events of the source, as many as there were. One plan for all of them.
     pub fn source_events(&mut self, events: Vec<SourceEvent>) {
+        let arrived = self.instruments.arrivals.take().unwrap_or_else(Instant::now);
+        let written = self.written;
+        let mut trigger = Trigger::Objects;
         let changed = events.iter().map(|event| match event {
             SourceEvent::Reset(objects) => objects.len(),
             _ => 1,
@@ -141,15 +151,21 @@ impl Agent {
                 SourceEvent::Problems { origin, problems } => self.set_problems(origin, problems),
                 SourceEvent::Refreshed(token) => refreshed.push(token),
                 event => {
-                    if matches!(event, SourceEvent::Reset(_)) && !self.synced {
-                        self.synced = true;
-                        self.first_sync_by = Some(Instant::now() + FIRST_DISCOVERY);
+                    if matches!(event, SourceEvent::Reset(_)) {
+                        trigger = Trigger::Sync;
+                        if !self.synced {
+                            self.synced = true;
+                            self.first_sync_by = Some(Instant::now() + FIRST_DISCOVERY);
+                        }
                     }
                     output.extend(self.index.apply(event));
                 }
             }
         }
         self.changed(output);
+        if self.written != written {
+            self.instruments.programmed(trigger, arrived.elapsed());
+        }
         for token in refreshed {
             self.waits.refreshed(token);
         }

@@ -37,7 +37,6 @@ pub struct Attachments {
 #[derive(Debug)]
 struct Waiting {
     attachment: Attachment,
-    reason: String,
     deadline: Instant,
     /// When the pod is asked for at the source.
     ask: Instant,
@@ -148,7 +147,6 @@ impl Agent {
                 Ok(()) => {
                     self.attachments.waiting.push(Waiting {
                         attachment,
-                        reason: String::new(),
                         deadline,
                         ask: now,
                         reply,
@@ -187,18 +185,16 @@ impl Agent {
                 Outcome::Answer(answer) => answer,
                 Outcome::Wait(reason) if now >= waiting.deadline => CniAnswer::Later { reason },
                 Outcome::Unknown(reason) if now >= waiting.deadline => CniAnswer::Later { reason },
-                Outcome::Wait(reason) => {
-                    waiting.reason = reason;
+                Outcome::Wait(_) => {
                     waiting.ask = waiting.deadline;
                     self.attachments.waiting.push(waiting);
                     continue;
                 }
-                Outcome::Unknown(reason) => {
+                Outcome::Unknown(_) => {
                     if waiting.ask <= now {
                         self.attachments.wanted.push(waiting.attachment.pod.clone());
                         waiting.ask = now + ASK_AGAIN;
                     }
-                    waiting.reason = reason;
                     self.attachments.waiting.push(waiting);
                     continue;
                 }

@@ -10,7 +10,7 @@
 //! | `hits` | how often each rule was hit |
 //! | `staging` | staged policies |
 //! | `wait` | who waits until everything is enforced |
-//! | `status`, `dump`, `explain` | the answers to questions about the whole |
+//! | `status`, `observe`, `dump`, `explain` | the answers to questions about the whole |
 //! | `options` | what `weir agent` was told |
 //! | `query` | the questions that the loop answers, and the shapes of the answers |
 
@@ -22,6 +22,7 @@ mod endpoints;
 mod enforce;
 pub mod explain;
 mod hits;
+mod observe;
 pub mod options;
 pub mod query;
 mod removals;
@@ -58,6 +59,7 @@ use crate::{
         sink::Sink,
         task::{FlowTask, Shared},
     },
+    metrics::Instruments,
     source::manifests::{self, ManifestSource},
 };
 
@@ -84,12 +86,14 @@ pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
         None => None,
     };
     let hub = Hub::new(sink);
+    let instruments = Arc::new(Instruments::default());
     let directory = Arc::new(Directory::default());
     let (questions, mut asked) = mpsc::channel(QUESTIONS);
     let handle = ControlHandle {
         queries: questions,
         flows: Arc::clone(&hub),
         node: Arc::clone(&node),
+        instruments: Arc::clone(&instruments),
     };
     let socket = server::bind_socket(&options.run_dir)
         .with_context(|| format!("cannot listen in the run directory {}", options.run_dir.display()))?;
@@ -113,10 +117,10 @@ pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
     };
     let flows = FlowTask::start(datapath.events()?, datapath.sweeper()?, shared).context("cannot wait for events")?;
     let (discovery, mut discovered) = Discovery::spawn().context("cannot watch interfaces and routes")?;
-    let (source, mut source_events) = ManifestSource::start(&manifests::Config {
+    let config = manifests::Config {
         directory: options.manifests.clone(),
         run_dir: options.run_dir.clone(),
-    })?;
+    };
     let attachments = match Store::open(&options.run_dir) {
         Ok(store) => Attachments::new(Some(store)),
         Err(error) => {
@@ -124,6 +128,7 @@ pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
             Attachments::new(None)
         }
     };
+    let (source, mut source_events) = ManifestSource::start(&config, instruments.arrivals.clone())?;
     info!(node = options.node, manifests = %options.manifests.display(), "started");
 
     let mut wanted = hub.wanted();
@@ -137,6 +142,7 @@ pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
         hub: Arc::clone(&hub),
         flows,
         attachments,
+        instruments,
     });
     agent.want_events(*wanted.borrow_and_update());
 
@@ -193,6 +199,7 @@ fn answer(
     match query {
         Query::Readiness(reply) => drop(reply.send(agent.readiness())),
         Query::Status(reply) => drop(reply.send(agent.status())),
+        Query::Observe(reply) => drop(reply.send(agent.observe().map_err(|error| QueryError::new(error.to_string())))),
         Query::Wait { deadline, reply } => {
             agent.waits.add(source.refresh(), deadline, reply);
         }

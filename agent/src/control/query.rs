@@ -11,6 +11,7 @@ use super::explain::{ExplainRequest, Explanation};
 use crate::{
     api::Problem,
     cni::attachment::{CniAnswer, CniRequest},
+    metrics::Observation,
 };
 
 /// Where the answer to a query goes. A closed channel means that nobody waits any more.
@@ -22,6 +23,8 @@ pub enum Query {
     /// Is the loop alive, and is all that it knows enforced?
     Readiness(Reply<Readiness>),
     Status(Reply<StatusReport>),
+    /// What metrics are made of.
+    Observe(Reply<Result<Observation, QueryError>>),
     /// Answer when everything that is in the source now, read from the source itself, is enforced; at once if an
     /// object there is invalid; and in any case by the deadline.
     Wait {

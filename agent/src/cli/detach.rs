@@ -17,7 +17,7 @@ use super::{
     output,
     protocol::{Response, SOCKET, Verb},
 };
-use crate::datapath;
+use crate::{cni::store, datapath};
 
 /// How long a running agent may take to end.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -107,7 +107,7 @@ fn end_agent(run_dir: &Path) -> Result<bool, CliError> {
     Ok(true)
 }
 
-/// What agents keep in their run directory: the socket, and the last valid versions of manifests.
+/// What agents keep in their run directory besides attachments: the socket, and the last valid versions of manifests.
 fn is_ours(name: &str) -> bool {
     name == SOCKET || name.starts_with("last-valid.")
 }
@@ -118,6 +118,7 @@ fn remove_run_dir(run_dir: &Path) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         entries => entries?,
     };
+    store::remove_all(run_dir)?;
     for entry in entries {
         let entry = entry?;
         if entry.file_name().to_str().is_some_and(is_ours) {
@@ -139,6 +140,8 @@ mod tests {
         let parent = tempfile::tempdir().expect("a temporary directory");
         let run_dir = parent.path().join("weir");
         fs::create_dir(&run_dir).expect("makes the directory");
+        fs::create_dir(run_dir.join(store::DIRECTORY)).expect("makes the directory");
+        fs::write(run_dir.join(store::DIRECTORY).join("c:eth0"), "").expect("writes");
         for name in [SOCKET, "last-valid.log", "flows.json"] {
             fs::write(run_dir.join(name), "").expect("writes");
         }

@@ -2,6 +2,7 @@
 //! runner of conformance cases.
 
 pub mod binary;
+pub mod chart;
 pub mod cluster;
 pub mod conformance;
 pub mod connection;

@@ -11,8 +11,11 @@ mod bpf;
 mod build;
 mod cargo_tool;
 mod cluster;
+mod crds;
 mod demo;
 mod go;
+mod image;
+mod kustomize;
 mod lint;
 mod machine;
 mod packages;
@@ -48,6 +51,17 @@ enum Verb {
     /// a connection was refused. Takes under a minute after the build, and leaves nothing behind.
     Demo(demo::Arguments),
 
+    /// Write the container image as an OCI archive, without a container engine
+    ///
+    /// Builds a static binary with optimisations. Two builds of one commit by one compiler give one digest.
+    Image(image::Arguments),
+
+    /// Generate the CustomResourceDefinitions of Calico's kinds (deploy/crds, and the chart's)
+    Crds(crds::Arguments),
+
+    /// Generate the kustomize base (deploy/kustomize) from the chart
+    Kustomize(kustomize::Arguments),
+
     /// Run all tests: those of each crate, and the suites with real packets
     Test(test::Arguments),
 
@@ -79,6 +93,9 @@ fn run(verb: Verb) -> Result<()> {
         Verb::Setup(arguments) => setup::run(&arguments),
         Verb::Build(arguments) => build::run(&arguments),
         Verb::Demo(arguments) => demo::run(&arguments),
+        Verb::Image(arguments) => image::run(&arguments),
+        Verb::Crds(arguments) => crds::run(&arguments),
+        Verb::Kustomize(arguments) => kustomize::run(&arguments),
         Verb::Test(arguments) => test::run(&arguments),
         Verb::Lint(arguments) => lint::run(&arguments),
         Verb::Cluster(arguments) => cluster::run(&arguments),

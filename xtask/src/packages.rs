@@ -24,6 +24,7 @@ const PROGRAMS: [Program; 13] = [
             Verb::Test,
             Verb::Lint,
             Verb::Bench,
+            Verb::Image,
             Verb::Cluster,
         ],
     },

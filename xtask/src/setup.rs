@@ -21,15 +21,17 @@ pub enum Verb {
     Test,
     Lint,
     Bench,
+    Image,
     Cluster,
 }
 
-const ALL: [Verb; 6] = [
+const ALL: [Verb; 7] = [
     Verb::Build,
     Verb::Demo,
     Verb::Test,
     Verb::Lint,
     Verb::Bench,
+    Verb::Image,
     Verb::Cluster,
 ];
 

@@ -3,7 +3,7 @@
 //! | file | what |
 //! |---|---|
 //! | `args` | flags that several verbs share |
-//! | `agent`, `status`, `flows`, `explain`, `check`, `dump`, `detach` | the verbs |
+//! | `agent`, `status`, `flows`, `explain`, `check`, `dump`, `detach`, `uninstall` | the verbs |
 //! | `protocol`, `server`, `client` | how verbs speak with the agent |
 //! | `health` | readiness and liveness over HTTP |
 //! | `logging` | what the agent logs, and how |
@@ -27,6 +27,7 @@ pub mod output;
 pub mod protocol;
 pub mod server;
 pub mod status;
+pub mod uninstall;
 
 #[cfg(test)]
 mod tests;
@@ -64,6 +65,8 @@ pub enum Verb {
     Detach(detach::Detach),
     /// Speak the CNI protocol with a container runtime, as under the name weir-cni
     Cni,
+    /// Remove Weir from a cluster: delete its DaemonSet, and wait until the agents have cleaned their nodes
+    Uninstall(uninstall::Uninstall),
 }
 
 /// Parses the command line and does what it says. Under the name `weir-cni` the binary is
@@ -91,6 +94,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Verb::Dump(verb) => verb.run(),
         Verb::Detach(verb) => verb.run(),
         Verb::Cni => return plugin::main(),
+        Verb::Uninstall(verb) => verb.run(),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

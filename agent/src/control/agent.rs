@@ -68,6 +68,8 @@ pub struct Agent {
     pub(super) written: u64,
     /// The source has been read once, whole.
     synced: bool,
+    /// What of the source cannot be read, and so is enforced as it was last known, or not at all.
+    incomplete: Option<String>,
     /// When the first sync stops waiting for discovery.
     first_sync_by: Option<Instant>,
     /// Everything of the first sync is enforced, and what was stale is removed.
@@ -119,6 +121,7 @@ impl Agent {
             instruments: parts.instruments,
             written: 0,
             synced: false,
+            incomplete: None,
             first_sync_by: None,
             settled: false,
             broken: None,
@@ -138,7 +141,7 @@ impl Agent {
         let written = self.written;
         let mut trigger = Trigger::Objects;
         let changed = events.iter().map(|event| match event {
-            SourceEvent::Reset(objects) => objects.len(),
+            SourceEvent::Reset(objects) | SourceEvent::ResetKinds { objects, .. } => objects.len(),
             _ => 1,
         });
         if changed.sum::<usize>() >= MANY_OBJECTS {
@@ -150,13 +153,14 @@ impl Agent {
             match event {
                 SourceEvent::Problems { origin, problems } => self.set_problems(origin, problems),
                 SourceEvent::Refreshed(token) => refreshed.push(token),
+                SourceEvent::Incomplete(reason) => self.incomplete = reason,
                 event => {
-                    if matches!(event, SourceEvent::Reset(_)) {
+                    if matches!(event, SourceEvent::Reset(_) | SourceEvent::ResetKinds { .. }) {
                         trigger = Trigger::Sync;
-                        if !self.synced {
-                            self.synced = true;
-                            self.first_sync_by = Some(Instant::now() + FIRST_DISCOVERY);
-                        }
+                    }
+                    if matches!(event, SourceEvent::Reset(_)) && !self.synced {
+                        self.synced = true;
+                        self.first_sync_by = Some(Instant::now() + FIRST_DISCOVERY);
                     }
                     output.extend(self.index.apply(event));
                 }
@@ -279,6 +283,9 @@ impl Agent {
         }
         if !self.settled {
             return Some("interfaces of pods are still being looked for".to_owned());
+        }
+        if let Some(reason) = &self.incomplete {
+            return Some(reason.clone());
         }
         self.shortages.first().map(|shortage| {
             format!(

@@ -60,7 +60,7 @@ use crate::{
         task::{FlowTask, Shared},
     },
     metrics::Instruments,
-    source::manifests::{self, ManifestSource},
+    source::Source,
 };
 
 /// Events of the source that are taken in at once.
@@ -117,10 +117,6 @@ pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
     };
     let flows = FlowTask::start(datapath.events()?, datapath.sweeper()?, shared).context("cannot wait for events")?;
     let (discovery, mut discovered) = Discovery::spawn().context("cannot watch interfaces and routes")?;
-    let config = manifests::Config {
-        directory: options.manifests.clone(),
-        run_dir: options.run_dir.clone(),
-    };
     let attachments = match Store::open(&options.run_dir) {
         Ok(store) => Attachments::new(Some(store)),
         Err(error) => {
@@ -128,8 +124,8 @@ pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
             Attachments::new(None)
         }
     };
-    let (source, mut source_events) = ManifestSource::start(&config, instruments.arrivals.clone())?;
-    info!(node = options.node, manifests = %options.manifests.display(), "started");
+    let (source, mut source_events) = Source::start(&options.source, &options.run_dir, &instruments).await?;
+    info!(node = options.node, source = %options.source, "started");
 
     let mut wanted = hub.wanted();
     let mut agent = Agent::new(Parts {
@@ -190,15 +186,15 @@ pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
 }
 
 /// Answers a question. Given back: the wish to be detached, which ends the loop.
-fn answer(
-    agent: &mut Agent,
-    source: &ManifestSource,
-    query: Query,
-) -> Option<query::Reply<Result<DetachReport, QueryError>>> {
+fn answer(agent: &mut Agent, source: &Source, query: Query) -> Option<query::Reply<Result<DetachReport, QueryError>>> {
     // Whoever asked and no longer waits misses nothing.
     match query {
         Query::Readiness(reply) => drop(reply.send(agent.readiness())),
-        Query::Status(reply) => drop(reply.send(agent.status())),
+        Query::Status(reply) => {
+            let mut report = agent.status();
+            report.watches = source.watches();
+            drop(reply.send(report));
+        }
         Query::Observe(reply) => drop(reply.send(agent.observe().map_err(|error| QueryError::new(error.to_string())))),
         Query::Wait { deadline, reply } => {
             agent.waits.add(source.refresh(), deadline, reply);

@@ -12,6 +12,7 @@ use crate::{
     api::Problem,
     cni::attachment::{CniAnswer, CniRequest},
     metrics::Observation,
+    source::kubernetes::KindHealth,
 };
 
 /// Where the answer to a query goes. A closed channel means that nobody waits any more.
@@ -227,6 +228,9 @@ pub struct StatusReport {
     pub audit: bool,
     /// What the source is and how it does, for people.
     pub source: String,
+    /// Of the Kubernetes API: how the watch of each kind does.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub watches: Vec<KindHealth>,
     pub endpoints: Vec<EndpointReport>,
     pub policies: u64,
     /// Evaluated for flow records and explanations, not enforced.

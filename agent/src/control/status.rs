@@ -68,7 +68,8 @@ impl Agent {
             }
             .to_owned(),
             audit: self.options.audit,
-            source: format!("manifests in {}", self.options.manifests.display()),
+            source: self.options.source.to_string(),
+            watches: Vec::new(),
             endpoints,
             policies: self.compiler.stats().policies as u64,
             staged: {

@@ -9,7 +9,6 @@
 //! | `read` | one file's text, if it changed |
 //! | `catalogue` | which objects which file offers, and which version is in force |
 //! | `notices` | problems told once for many files |
-//! | `store` | versions in force, kept for the next start |
 //!
 //! Never less is enforced than was because of how a file is written: a file counts when its writer closes it; a file
 //! that is empty or renamed to a backup counts as gone only after [`SETTLE`]; what cannot be parsed keeps its last
@@ -20,7 +19,6 @@ mod notices;
 mod pending;
 mod read;
 mod run;
-mod store;
 #[cfg(test)]
 mod tests;
 mod walk;
@@ -42,7 +40,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use tokio::sync::mpsc;
 pub use walk::files_below;
 
-use super::SourceEvent;
+use super::{SourceEvent, store};
 use crate::metrics::Arrivals;
 
 /// How long a file may stay empty, open for writing without a write, or renamed away, until that is believed.

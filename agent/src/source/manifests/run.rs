@@ -17,11 +17,17 @@ use super::{
     Command,
     catalogue::{Catalogue, Looked},
     pending::Pending,
-    store::{Store, Stored},
     walk::{Tree, walk},
     watch::{Drained, Watcher},
 };
-use crate::{api::Problem, metrics::Arrivals, source::SourceEvent};
+use crate::{
+    api::Problem,
+    metrics::Arrivals,
+    source::{
+        SourceEvent,
+        store::{Store, Stored},
+    },
+};
 
 /// What vanished is believed only after this time, in which what takes its place may be told.
 const GRACE: Duration = Duration::from_micros(500);

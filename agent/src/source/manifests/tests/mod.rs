@@ -124,6 +124,7 @@ impl Watched {
                 self.problems.insert(origin.to_string(), problems.clone());
             }
             SourceEvent::Refreshed(_) => {}
+            SourceEvent::ResetKinds { .. } | SourceEvent::Incomplete(_) => panic!("of a directory: {event:?}"),
         }
     }
 

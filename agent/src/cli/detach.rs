@@ -11,13 +11,16 @@ use clap::Args;
 use serde::Serialize;
 
 use super::{
-    args::{DEFAULT_BPFFS, Output, RunDir},
+    args::{CniDirectories, DEFAULT_BPFFS, Output, RunDir},
     client::{Client, unexpected},
     error::CliError,
     output,
     protocol::{Response, SOCKET, Verb},
 };
-use crate::{cni::store, datapath};
+use crate::{
+    cni::{install, store},
+    datapath,
+};
 
 /// How long a running agent may take to end.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -30,6 +33,8 @@ pub struct Detach {
     pub bpffs: PathBuf,
     #[command(flatten)]
     pub run_dir: RunDir,
+    #[command(flatten)]
+    pub cni: CniDirectories,
     #[command(flatten)]
     pub output: Output,
 }
@@ -45,6 +50,10 @@ struct Report {
     removed: Vec<PathBuf>,
     /// What is not Weir's and was left alone.
     left: Vec<PathBuf>,
+    /// Network configurations that the CNI plugin was taken out of here.
+    configurations: usize,
+    /// The CNI plugin was removed here.
+    plugin: bool,
 }
 
 impl Detach {
@@ -56,11 +65,25 @@ impl Detach {
             agent_ended: end_agent(run_dir)?,
             ..Report::default()
         };
-        let detached = datapath::detach_all(&self.bpffs, run_dir).map_err(anyhow::Error::from)?;
+        let detach = || datapath::detach_all(&self.bpffs, run_dir).map_err(anyhow::Error::from);
+        let (detached, removed) = match self.cni.directories() {
+            Some(directories) => install::remove(&directories, detach),
+            None => (detach(), Ok(install::Removed::default())),
+        };
+        let detached = detached?;
+        let removed = removed?;
+        report.configurations = removed.configurations;
+        report.plugin = removed.plugin;
         report.interfaces = detached.interfaces;
         report.removed = detached.removed;
         report.left = detached.left;
         remove_run_dir(run_dir)?;
+        if let Some(problem) = removed.problems.first() {
+            return Err(CliError::Failed {
+                message: format!("the CNI plugin stays, as a network configuration may name it still: {problem}"),
+                remedy: Some("mend the file, then run `weir detach` again".to_owned()),
+            });
+        }
 
         output::print(self.output.output, &report, |out| {
             if report.agent_ended {
@@ -75,7 +98,13 @@ impl Detach {
             for file in &report.left {
                 writeln!(out, "left alone, as it is not Weir's: {}", file.display())?;
             }
-            if !report.agent_ended && report.interfaces.is_empty() && report.removed.is_empty() {
+            if report.configurations > 0 {
+                writeln!(out, "took the CNI plugin out of {} network configurations", report.configurations)?;
+            }
+            if report.plugin {
+                writeln!(out, "removed the CNI plugin")?;
+            }
+            if !report.agent_ended && !report.plugin && report.interfaces.is_empty() && report.removed.is_empty() {
                 writeln!(out, "nothing was attached")?;
             }
             Ok(())

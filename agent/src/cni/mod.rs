@@ -8,9 +8,11 @@
 //! |---|---|
 //! | `attachment` | what the plugin tells the agent, and the agent's answers |
 //! | `plugin` | the process that the runtime runs: the CNI protocol |
+//! | `install` | the plugin's binary and its entry in the node's network configuration |
 //! | `store` | attachments that outlive the agent, in its run directory |
 
 pub mod attachment;
+pub mod install;
 pub mod plugin;
 pub mod store;
 

@@ -20,7 +20,10 @@ use super::{
 };
 use crate::{
     api::{Problem, Severity},
-    cni::attachment::Attachment,
+    cni::{
+        attachment::Attachment,
+        install::{Installer, PluginReport},
+    },
     datapath::{self, Datapath},
     endpoint::{self, Discovery},
     flow::{directory::Directory, hub::Hub, task::FlowTask},
@@ -63,6 +66,9 @@ pub struct Agent {
     pub(super) hits: Hits,
     pub(super) removals: Removals,
     pub(super) attachments: Attachments,
+    /// How the installation of the CNI plugin stands. None: not tried yet, or not wanted.
+    pub(super) plugin: Option<PluginReport>,
+    pub(super) installer: Option<Installer>,
     pub(super) instruments: Arc<Instruments>,
     /// Plans, and whole states, that were written to the kernel.
     pub(super) written: u64,
@@ -95,6 +101,7 @@ pub struct Parts {
     pub hub: Arc<Hub>,
     pub flows: FlowTask,
     pub attachments: Attachments,
+    pub installer: Option<Installer>,
     pub instruments: Arc<Instruments>,
 }
 
@@ -118,6 +125,8 @@ impl Agent {
             hits: Hits::default(),
             removals: Removals::default(),
             attachments: parts.attachments,
+            plugin: None,
+            installer: parts.installer,
             instruments: parts.instruments,
             written: 0,
             synced: false,
@@ -287,6 +296,9 @@ impl Agent {
         if let Some(reason) = &self.incomplete {
             return Some(reason.clone());
         }
+        if let Some(reason) = self.without_plugin() {
+            return Some(reason);
+        }
         self.shortages.first().map(|shortage| {
             format!(
                 "map {} is too small: {} entries needed, {} there; {}",
@@ -328,6 +340,25 @@ impl Agent {
             world
         });
         explain::explain(index, world, request)
+    }
+
+    /// How the installation of the CNI plugin stands.
+    pub fn plugin_report(&mut self, report: PluginReport) {
+        self.plugin = Some(report);
+        self.progress();
+    }
+
+    /// Why pods may start without their policy, if the CNI plugin is to keep them from it.
+    fn without_plugin(&self) -> Option<String> {
+        self.options.cni.as_ref()?;
+        match &self.plugin {
+            None => Some("the CNI plugin is being installed".to_owned()),
+            Some(report) if report.failed => Some(format!(
+                "the CNI plugin is not installed: {}",
+                report.reason.as_deref().unwrap_or("no reason given")
+            )),
+            Some(_) => None,
+        }
     }
 
     // === Objects ===

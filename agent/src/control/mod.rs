@@ -30,12 +30,12 @@ mod staging;
 mod status;
 mod wait;
 
-use std::{future::Future, sync::Arc, time::Instant};
+use std::{future::Future, path::Path, sync::Arc, time::Instant};
 
 use anyhow::Context as _;
 use tokio::{
     signal::unix::{SignalKind, signal},
-    sync::mpsc,
+    sync::{mpsc, watch},
 };
 use tracing::{info, warn};
 
@@ -50,7 +50,10 @@ use crate::{
         health,
         server::{self, ControlHandle},
     },
-    cni::store::Store,
+    cni::{
+        install::{self, Directories, Installer, PluginReport},
+        store::Store,
+    },
     datapath::{self, Datapath},
     endpoint::{self, Discovery},
     flow::{
@@ -124,6 +127,11 @@ pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
             Attachments::new(None)
         }
     };
+    let installer = match &options.cni {
+        Some(cni) => Some(Installer::start(cni, &options.run_dir).context("cannot install the CNI plugin")?),
+        None => None,
+    };
+    let mut plugin_reports = installer.as_ref().map(Installer::reports);
     let (source, mut source_events) = Source::start(&options.source, &options.run_dir, &instruments).await?;
     info!(node = options.node, source = %options.source, "started");
 
@@ -138,6 +146,7 @@ pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
         hub: Arc::clone(&hub),
         flows,
         attachments,
+        installer,
         instruments,
     });
     agent.want_events(*wanted.borrow_and_update());
@@ -172,6 +181,7 @@ pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
                     agent.want_events(*wanted.borrow_and_update());
                 }
             }
+            report = next_report(&mut plugin_reports) => agent.plugin_report(report),
             () = sleep_until(tick) => agent.tick(Instant::now()),
         }
         if !agent.attachments.take_wanted().is_empty() {
@@ -216,20 +226,46 @@ async fn detach(mut agent: Agent, reply: query::Reply<Result<DetachReport, Query
     info!("detaching from every interface, as asked");
     let (bpffs, run_dir) = (agent.options.bpffs.clone(), agent.options.run_dir.clone());
     agent.want_events(false);
-    let Agent { flows, datapath, .. } = agent;
+    let directories = agent.options.cni.take().map(|cni| cni.directories);
+    let Agent {
+        flows,
+        datapath,
+        installer,
+        ..
+    } = agent;
+    // It would put the plugin back.
+    drop(installer);
     flows.stop().await;
     // Gives back the locks.
     drop(datapath);
-    let result = tokio::task::block_in_place(|| datapath::detach_all(&bpffs, &run_dir));
+    let result = tokio::task::block_in_place(|| take_away(directories.as_ref(), &bpffs, &run_dir));
     let answer = match &result {
-        Ok(report) => Ok(DetachReport::from(report.clone())),
-        Err(error) => Err(QueryError::new(error.to_string())),
+        Ok(report) => Ok(report.clone()),
+        Err(error) => Err(QueryError::new(format!("{error:#}"))),
     };
     let _ = reply.send(answer);
     // The answer has to leave by the socket's task before the runtime ends.
     tokio::time::sleep(std::time::Duration::from_millis(100)).await;
     result?;
     Ok(())
+}
+
+/// Takes the CNI plugin, programs and pins away, in the order in which others depend on them. What fails does not keep
+/// the rest.
+fn take_away(directories: Option<&Directories>, bpffs: &Path, run_dir: &Path) -> anyhow::Result<DetachReport> {
+    let detach = || datapath::detach_all(bpffs, run_dir);
+    let (detached, removed) = match directories {
+        Some(directories) => install::remove(directories, detach),
+        None => (detach(), Ok(install::Removed::default())),
+    };
+    let mut report = DetachReport::from(detached?);
+    let removed = removed.context("cannot remove the CNI plugin")?;
+    report.configurations = removed.configurations;
+    report.plugin = removed.plugin;
+    if let Some(problem) = removed.problems.first() {
+        anyhow::bail!("the CNI plugin stays, as a network configuration may name it still: {problem}");
+    }
+    Ok(report)
 }
 
 fn datapath_options(options: &AgentOptions) -> datapath::Options {
@@ -250,6 +286,18 @@ async fn first_addresses(discovered: &mut mpsc::Receiver<endpoint::Event>) -> Op
             warn!("the node's addresses are not known yet: going on without");
             None
         })
+}
+
+async fn next_report(reports: &mut Option<watch::Receiver<Option<PluginReport>>>) -> PluginReport {
+    while let Some(receiver) = reports {
+        if receiver.changed().await.is_err() {
+            break;
+        }
+        if let Some(report) = receiver.borrow_and_update().clone() {
+            return report;
+        }
+    }
+    std::future::pending().await
 }
 
 async fn sleep_until(at: Option<Instant>) {

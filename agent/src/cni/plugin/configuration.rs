@@ -19,6 +19,9 @@ pub const LATEST: &str = "1.1.0";
 /// How long an ADD waits for an agent, where the entry does not say. Kubelet tries again after an error.
 pub const WAIT: Duration = Duration::from_secs(10);
 
+/// The longest time that may be named.
+pub const MAX_WAIT: Duration = Duration::from_secs(600);
+
 /// Pods of these namespaces start without an agent, where the entry does not say.
 pub const EXEMPT: &str = "kube-system";
 
@@ -113,8 +116,11 @@ impl Configuration {
             )));
         }
         let wait = configuration.wait_seconds;
-        if !(0.0..=600.0).contains(&wait) {
-            return Err(invalid(format!("waitSeconds {wait} is not between 0 and 600")));
+        if !(0.0..=MAX_WAIT.as_secs_f64()).contains(&wait) {
+            return Err(invalid(format!(
+                "waitSeconds {wait} is not between 0 and {}",
+                MAX_WAIT.as_secs()
+            )));
         }
         Ok(configuration)
     }

@@ -30,7 +30,7 @@ use std::{
 
 use serde_json::json;
 
-pub use self::configuration::{EXEMPT, VERSIONS, WAIT};
+pub use self::configuration::{EXEMPT, MAX_WAIT, VERSIONS, WAIT};
 use self::{
     ask::{Unanswered, ask},
     configuration::{Configuration, LATEST},

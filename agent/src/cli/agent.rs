@@ -19,7 +19,10 @@ use crate::{
         options::{AgentOptions, AttachMode, FlowLogOptions, FlowLogTarget},
     },
     memory,
-    source::{SourceOptions, kubernetes},
+    source::{
+        SourceOptions,
+        kubernetes::{self, DaemonSetName},
+    },
 };
 
 /// A size in bytes, written with or without a unit.
@@ -77,6 +80,13 @@ pub struct Agent {
     /// Enforce what is in this directory instead: every *.yaml, *.yml and *.json below it, watched for changes
     #[arg(long, value_name = "DIR", conflicts_with = "kubeconfig")]
     pub manifests: Option<PathBuf>,
+    /// The DaemonSet that the agent belongs to: when it is removed, and only then, the agent takes everything away as it
+    /// ends [default: $WEIR_NAMESPACE/$WEIR_DAEMONSET]
+    #[arg(long, value_name = "NAMESPACE/NAME", conflicts_with = "manifests")]
+    pub daemonset: Option<DaemonSetName>,
+    /// Keep a condition WeirReady on this node's Node object
+    #[arg(long, conflicts_with = "manifests")]
+    pub node_condition: bool,
     #[command(flatten)]
     pub run_dir: RunDir,
     /// Directory on a bpffs for what must outlive the agent
@@ -139,12 +149,15 @@ impl Agent {
     }
 
     fn options(self) -> Result<AgentOptions, CliError> {
+        let daemonset = self.daemonset.or_else(own_daemonset);
         Ok(AgentOptions {
             node: self.node.map_or_else(hostname, Ok)?,
             source: match self.manifests {
                 Some(directory) => SourceOptions::Manifests(directory),
                 None => SourceOptions::Kubernetes(kubernetes::Options {
                     kubeconfig: self.kubeconfig,
+                    daemonset,
+                    node_condition: self.node_condition,
                 }),
             },
             run_dir: self.run_dir.run_dir,
@@ -172,6 +185,15 @@ impl Agent {
             }),
         })
     }
+}
+
+/// As the chart tells its pods.
+fn own_daemonset() -> Option<DaemonSetName> {
+    let part = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
+    Some(DaemonSetName {
+        namespace: part("WEIR_NAMESPACE")?,
+        name: part("WEIR_DAEMONSET")?,
+    })
 }
 
 /// The kubelet names its node after the host, in lower case, unless told otherwise.
@@ -307,11 +329,24 @@ mod tests {
             let agent = parse(&[&["--node", "n"], args].concat()).expect("parses");
             agent.options().expect("resolves").source
         };
-        let api = |kubeconfig| SourceOptions::Kubernetes(kubernetes::Options { kubeconfig });
+        let api = |kubeconfig| {
+            SourceOptions::Kubernetes(kubernetes::Options {
+                kubeconfig,
+                ..kubernetes::Options::default()
+            })
+        };
         assert_eq!(source(&[]), api(None));
         assert_eq!(source(&["--kubeconfig", "/k"]), api(Some("/k".into())));
         assert_eq!(source(&["--manifests", "/m"]), SourceOptions::Manifests("/m".into()));
         assert!(parse(&["--manifests", "/m", "--kubeconfig", "/k"]).is_err());
+        assert!(parse(&["--manifests", "/m", "--daemonset", "a/b"]).is_err());
+        assert!(parse(&["--daemonset", "weir"]).is_err());
+        let SourceOptions::Kubernetes(options) = source(&["--daemonset", "kube-system/weir", "--node-condition"])
+        else {
+            panic!("the API");
+        };
+        assert_eq!(options.daemonset.expect("named").to_string(), "kube-system/weir");
+        assert!(options.node_condition);
     }
 
     #[test]
@@ -320,7 +355,10 @@ mod tests {
         assert_eq!(options(&["--node", "n"]), None);
         let both = ["--node", "n", "--cni-conf-dir", "/c", "--cni-bin-dir", "/p"];
         let cni = options(&both).expect("both are named");
-        assert_eq!((cni.wait, cni.exempt_namespaces), (plugin::WAIT, vec![plugin::EXEMPT.to_owned()]));
+        assert_eq!(
+            (cni.wait, cni.exempt_namespaces),
+            (plugin::WAIT, vec![plugin::EXEMPT.to_owned()])
+        );
         let none = options(&[&both[..], &["--cni-exempt-namespaces", ""]].concat()).expect("both are named");
         assert_eq!(none.exempt_namespaces, Vec::<String>::new());
         assert!(parse(&["--cni-conf-dir", "/c"]).is_err());

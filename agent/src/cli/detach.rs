@@ -20,6 +20,7 @@ use super::{
 use crate::{
     cni::{install, store},
     datapath,
+    source::kubernetes::SEEN,
 };
 
 /// How long a running agent may take to end.
@@ -99,7 +100,11 @@ impl Detach {
                 writeln!(out, "left alone, as it is not Weir's: {}", file.display())?;
             }
             if report.configurations > 0 {
-                writeln!(out, "took the CNI plugin out of {} network configurations", report.configurations)?;
+                writeln!(
+                    out,
+                    "took the CNI plugin out of {} network configurations",
+                    report.configurations
+                )?;
             }
             if report.plugin {
                 writeln!(out, "removed the CNI plugin")?;
@@ -136,13 +141,14 @@ fn end_agent(run_dir: &Path) -> Result<bool, CliError> {
     Ok(true)
 }
 
-/// What agents keep in their run directory besides attachments: the socket, and the last valid versions of manifests.
+/// What agents keep in their run directory besides attachments: the socket, the last valid versions of objects, the
+/// DaemonSet seen.
 fn is_ours(name: &str) -> bool {
-    name == SOCKET || name.starts_with("last-valid.")
+    name == SOCKET || name == SEEN || name.starts_with("last-valid.")
 }
 
 /// Removes what the agent kept in its run directory, and the directory if it is empty then.
-fn remove_run_dir(run_dir: &Path) -> io::Result<()> {
+pub(crate) fn remove_run_dir(run_dir: &Path) -> io::Result<()> {
     let entries = match fs::read_dir(run_dir) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         entries => entries?,
@@ -171,7 +177,7 @@ mod tests {
         fs::create_dir(&run_dir).expect("makes the directory");
         fs::create_dir(run_dir.join(store::DIRECTORY)).expect("makes the directory");
         fs::write(run_dir.join(store::DIRECTORY).join("c:eth0"), "").expect("writes");
-        for name in [SOCKET, "last-valid.log", "flows.json"] {
+        for name in [SOCKET, SEEN, "last-valid.log", "flows.json"] {
             fs::write(run_dir.join(name), "").expect("writes");
         }
         remove_run_dir(&run_dir).expect("removes");

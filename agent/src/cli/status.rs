@@ -251,7 +251,12 @@ fn text(report: &StatusReport, out: &mut dyn Write) -> io::Result<()> {
 
 fn plugin(report: &PluginReport, out: &mut dyn Write) -> io::Result<()> {
     match (&report.installed, &report.reason) {
-        (Some(file), _) => writeln!(out, "CNI plugin: {}, chained in {}", report.plugin.display(), file.display())?,
+        (Some(file), _) => writeln!(
+            out,
+            "CNI plugin: {}, chained in {}",
+            report.plugin.display(),
+            file.display()
+        )?,
         (None, reason) => {
             let style = if report.failed { RED } else { YELLOW };
             let reason = reason.as_deref().unwrap_or("no reason given");

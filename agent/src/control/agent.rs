@@ -158,6 +158,7 @@ impl Agent {
         }
         let mut output = IndexOutput::default();
         let mut refreshed = Vec::new();
+        let mut first = false;
         for event in events {
             match event {
                 SourceEvent::Problems { origin, problems } => self.set_problems(origin, problems),
@@ -169,6 +170,7 @@ impl Agent {
                     }
                     if matches!(event, SourceEvent::Reset(_)) && !self.synced {
                         self.synced = true;
+                        first = true;
                         self.first_sync_by = Some(Instant::now() + FIRST_DISCOVERY);
                     }
                     output.extend(self.index.apply(event));
@@ -176,6 +178,9 @@ impl Agent {
             }
         }
         self.changed(output);
+        if first {
+            self.confirm_attachments();
+        }
         if self.written != written {
             self.instruments.programmed(trigger, arrived.elapsed());
         }
@@ -428,10 +433,10 @@ impl Agent {
     // === Progress ===
 
     /// Ends the first sync when it is over, and answers who waits for what is now true.
-    fn progress(&mut self) {
+    pub(super) fn progress(&mut self) {
         if self.synced && !self.settled && self.broken.is_none() {
             let late = self.first_sync_by.is_some_and(|by| by <= Instant::now());
-            if late || self.endpoints.unanswered() == 0 {
+            if late || (self.endpoints.unanswered() == 0 && self.attachments.confirmed()) {
                 match self.datapath.finish_first_sync() {
                     Ok(()) => {
                         self.endpoints.forget_inherited();

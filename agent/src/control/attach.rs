@@ -4,7 +4,7 @@
 //! say, until the runtime takes it back (DEL, GC), the interface is gone, or the pod is.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     time::{Duration, Instant},
 };
 
@@ -31,12 +31,17 @@ pub struct Attachments {
     store: Option<Store>,
     /// Pods to be read from the source now.
     wanted: Vec<PodName>,
+    /// Attachments of an earlier agent whose pods the source has not told of, although it has told of everything: what
+    /// it was told may be older than they are.
+    unconfirmed: BTreeSet<AttachmentId>,
 }
 
 /// An ADD that cannot be answered yet.
 #[derive(Debug)]
 struct Waiting {
     attachment: Attachment,
+    /// What came of asking for the pod.
+    trouble: Option<String>,
     deadline: Instant,
     /// When the pod is asked for at the source.
     ask: Instant,
@@ -65,6 +70,7 @@ impl Attachments {
             waiting: Vec::new(),
             store,
             wanted: Vec::new(),
+            unconfirmed: BTreeSet::new(),
         }
     }
 
@@ -87,9 +93,10 @@ impl Attachments {
             .min()
     }
 
-    /// Pods that have to be read from the source, once each.
-    pub fn take_wanted(&mut self) -> Vec<PodName> {
-        std::mem::take(&mut self.wanted)
+    /// There is nothing left to ask for about attachments of an earlier agent.
+    #[must_use]
+    pub fn confirmed(&self) -> bool {
+        self.unconfirmed.is_empty()
     }
 
     /// Keeps it for the next agent, too.
@@ -103,6 +110,7 @@ impl Attachments {
     }
 
     fn remove(&mut self, id: &AttachmentId) -> Option<Attachment> {
+        self.unconfirmed.remove(id);
         let attachment = self.live.remove(id)?;
         if let Some(Err(error)) = self.store.as_ref().map(|store| store.remove(id)) {
             warn!(pod = %attachment.pod, %error, "cannot forget an attachment; the next agent may take it for one");
@@ -147,6 +155,7 @@ impl Agent {
                 Ok(()) => {
                     self.attachments.waiting.push(Waiting {
                         attachment,
+                        trouble: None,
                         deadline,
                         ask: now,
                         reply,
@@ -184,7 +193,9 @@ impl Agent {
             let answer = match self.try_add(&waiting.attachment) {
                 Outcome::Answer(answer) => answer,
                 Outcome::Wait(reason) if now >= waiting.deadline => CniAnswer::Later { reason },
-                Outcome::Unknown(reason) if now >= waiting.deadline => CniAnswer::Later { reason },
+                Outcome::Unknown(reason) if now >= waiting.deadline => CniAnswer::Later {
+                    reason: waiting.trouble.unwrap_or(reason),
+                },
                 Outcome::Wait(_) => {
                     waiting.ask = waiting.deadline;
                     self.attachments.waiting.push(waiting);
@@ -334,6 +345,46 @@ impl Agent {
             let output = self.index.detach_pod(&pod.namespace, &pod.name);
             debug_assert!(output.is_empty(), "{output:?}");
         }
+    }
+
+    /// Everything has been read once: asks for the pods of an earlier agent's attachments that were not in it.
+    pub(super) fn confirm_attachments(&mut self) {
+        for attachment in self.attachments.live.values() {
+            let pod = &attachment.pod;
+            if self.index.pod_of_uid(&pod.namespace, &pod.name, uid(pod)).is_none() {
+                self.attachments.unconfirmed.insert(attachment.id.clone());
+                self.attachments.wanted.push(pod.clone());
+            }
+        }
+    }
+
+    /// Pods that have to be read from the source, once each.
+    pub fn take_wanted(&mut self) -> Vec<PodName> {
+        let mut wanted = std::mem::take(&mut self.attachments.wanted);
+        let order = |pod: &PodName| (pod.namespace.clone(), pod.name.clone());
+        wanted.sort_by_key(order);
+        wanted.dedup_by_key(|pod| order(pod));
+        wanted
+    }
+
+    /// A pod was read from the source, which has told of it before this. False: there is none.
+    pub fn pod_read<E: std::fmt::Display>(&mut self, pod: &PodName, read: Result<bool, E>) {
+        let trouble = match read {
+            Ok(true) => format!("the pod {pod} that the source knows is another one of that name"),
+            Ok(false) => format!("the source knows no pod {pod}"),
+            Err(error) => format!("cannot read pod {pod}: {error}"),
+        };
+        let key = key(pod);
+        for waiting in &mut self.attachments.waiting {
+            if names(&waiting.attachment.pod, &key) {
+                waiting.trouble = Some(trouble.clone());
+            }
+        }
+        // Whatever was found out, there is nothing more to be found out.
+        let live = &self.attachments.live;
+        let other = |id: &AttachmentId| live.get(id).is_some_and(|attachment| !names(&attachment.pod, &key));
+        self.attachments.unconfirmed.retain(other);
+        self.progress();
     }
 
     /// Attachments of an earlier agent whose pod the source does not know.

@@ -9,6 +9,8 @@
 //! | `removals` | what plans want removed, kept for the grace period |
 //! | `hits` | how often each rule was hit |
 //! | `staging` | staged policies |
+//! | `condition` | the condition on the agent's Node |
+//! | `uninstall` | taking everything away when the agent's DaemonSet is removed |
 //! | `wait` | who waits until everything is enforced |
 //! | `status`, `observe`, `dump`, `explain` | the answers to questions about the whole |
 //! | `options` | what `weir agent` was told |
@@ -17,6 +19,7 @@
 mod agent;
 mod attach;
 mod bind;
+mod condition;
 mod dump;
 mod endpoints;
 mod enforce;
@@ -28,9 +31,10 @@ pub mod query;
 mod removals;
 mod staging;
 mod status;
+mod uninstall;
 mod wait;
 
-use std::{future::Future, path::Path, sync::Arc, time::Instant};
+use std::{future::Future, pin::Pin, sync::Arc, time::Instant};
 
 use anyhow::Context as _;
 use tokio::{
@@ -51,7 +55,8 @@ use crate::{
         server::{self, ControlHandle},
     },
     cni::{
-        install::{self, Directories, Installer, PluginReport},
+        attachment::PodName,
+        install::{Installer, PluginReport},
         store::Store,
     },
     datapath::{self, Datapath},
@@ -63,7 +68,7 @@ use crate::{
         task::{FlowTask, Shared},
     },
     metrics::Instruments,
-    source::Source,
+    source::{Source, kubernetes::ReadError},
 };
 
 /// Events of the source that are taken in at once.
@@ -98,6 +103,7 @@ pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
         node: Arc::clone(&node),
         instruments: Arc::clone(&instruments),
     };
+    let condition_handle = handle.clone();
     let socket = server::bind_socket(&options.run_dir)
         .with_context(|| format!("cannot listen in the run directory {}", options.run_dir.display()))?;
     let _server = Task::spawn(server::serve(socket, handle.clone()));
@@ -132,8 +138,16 @@ pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
         None => None,
     };
     let mut plugin_reports = installer.as_ref().map(Installer::reports);
-    let (source, mut source_events) = Source::start(&options.source, &options.run_dir, &instruments).await?;
+    let (source, mut source_events) =
+        Source::start(&options.source, &options.run_dir, &options.node, &instruments).await?;
+    let reader = source.pod_reader();
+    let (read, mut pods_read) = mpsc::unbounded_channel::<(PodName, Result<bool, ReadError>)>();
     info!(node = options.node, source = %options.source, "started");
+
+    let condition = source.condition().cloned().map(|condition| {
+        let handle = condition_handle;
+        Task::spawn(condition::keep(condition, handle))
+    });
 
     let mut wanted = hub.wanted();
     let mut agent = Agent::new(Parts {
@@ -156,12 +170,15 @@ pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
         agent.discovery_event(event);
     }
     let mut batch = Vec::with_capacity(BATCH);
-    loop {
+    // The loop goes on deciding what pods may do while the API server is asked why the agent is to end.
+    let mut removal: Option<Pin<Box<dyn Future<Output = bool> + Send + '_>>> = None;
+    let removed = loop {
         let tick = agent.next_tick();
         tokio::select! {
             biased;
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
+            _ = terminate.recv(), if removal.is_none() => removal = Some(Box::pin(source.is_removed())),
+            _ = interrupt.recv() => break false,
+            removed = ended(&mut removal) => break removed,
             count = source_events.recv_many(&mut batch, BATCH) => {
                 anyhow::ensure!(count > 0, "the source has ended by itself");
                 agent.source_events(std::mem::take(&mut batch));
@@ -171,7 +188,7 @@ pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
                 None => anyhow::bail!("the watch of interfaces has ended by itself"),
             },
             query = asked.recv() => {
-                let Some(query) = query else { break };
+                let Some(query) = query else { break false };
                 if let Some(reply) = answer(&mut agent, &source, query) {
                     return detach(agent, reply).await;
                 }
@@ -181,13 +198,29 @@ pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
                     agent.want_events(*wanted.borrow_and_update());
                 }
             }
+            Some((pod, answer)) = pods_read.recv() => agent.pod_read(&pod, answer),
             report = next_report(&mut plugin_reports) => agent.plugin_report(report),
             () = sleep_until(tick) => agent.tick(Instant::now()),
         }
-        if !agent.attachments.take_wanted().is_empty() {
-            // What comes of it wakes those who wait.
-            source.refresh();
+        for pod in agent.take_wanted() {
+            let Some(reader) = reader.clone() else {
+                // What comes of reading everything again wakes those who wait.
+                source.refresh();
+                agent.pod_read(&pod, Ok::<_, String>(false));
+                continue;
+            };
+            let read = read.clone();
+            tokio::spawn(async move {
+                let answer = reader.read(&pod.namespace, &pod.name).await;
+                // Nobody waits any more only while everything ends.
+                let _ = read.send((pod, answer.map(|found| found.is_some())));
+            });
         }
+    };
+    drop(removal);
+    if removed {
+        drop(condition);
+        return uninstall::run(agent, &source).await;
     }
     info!("ending; what is enforced stays in force");
     agent.want_events(false);
@@ -222,23 +255,9 @@ fn answer(agent: &mut Agent, source: &Source, query: Query) -> Option<query::Rep
 }
 
 /// Removes every trace, tells who asked, and ends the agent.
-async fn detach(mut agent: Agent, reply: query::Reply<Result<DetachReport, QueryError>>) -> anyhow::Result<()> {
+async fn detach(agent: Agent, reply: query::Reply<Result<DetachReport, QueryError>>) -> anyhow::Result<()> {
     info!("detaching from every interface, as asked");
-    let (bpffs, run_dir) = (agent.options.bpffs.clone(), agent.options.run_dir.clone());
-    agent.want_events(false);
-    let directories = agent.options.cni.take().map(|cni| cni.directories);
-    let Agent {
-        flows,
-        datapath,
-        installer,
-        ..
-    } = agent;
-    // It would put the plugin back.
-    drop(installer);
-    flows.stop().await;
-    // Gives back the locks.
-    drop(datapath);
-    let result = tokio::task::block_in_place(|| take_away(directories.as_ref(), &bpffs, &run_dir));
+    let result = uninstall::take_away(agent).await;
     let answer = match &result {
         Ok(report) => Ok(report.clone()),
         Err(error) => Err(QueryError::new(format!("{error:#}"))),
@@ -248,24 +267,6 @@ async fn detach(mut agent: Agent, reply: query::Reply<Result<DetachReport, Query
     tokio::time::sleep(std::time::Duration::from_millis(100)).await;
     result?;
     Ok(())
-}
-
-/// Takes the CNI plugin, programs and pins away, in the order in which others depend on them. What fails does not keep
-/// the rest.
-fn take_away(directories: Option<&Directories>, bpffs: &Path, run_dir: &Path) -> anyhow::Result<DetachReport> {
-    let detach = || datapath::detach_all(bpffs, run_dir);
-    let (detached, removed) = match directories {
-        Some(directories) => install::remove(directories, detach),
-        None => (detach(), Ok(install::Removed::default())),
-    };
-    let mut report = DetachReport::from(detached?);
-    let removed = removed.context("cannot remove the CNI plugin")?;
-    report.configurations = removed.configurations;
-    report.plugin = removed.plugin;
-    if let Some(problem) = removed.problems.first() {
-        anyhow::bail!("the CNI plugin stays, as a network configuration may name it still: {problem}");
-    }
-    Ok(report)
 }
 
 fn datapath_options(options: &AgentOptions) -> datapath::Options {
@@ -298,6 +299,13 @@ async fn next_report(reports: &mut Option<watch::Receiver<Option<PluginReport>>>
         }
     }
     std::future::pending().await
+}
+
+async fn ended(removal: &mut Option<Pin<Box<dyn Future<Output = bool> + Send + '_>>>) -> bool {
+    match removal {
+        Some(removal) => removal.await,
+        None => std::future::pending().await,
+    }
 }
 
 async fn sleep_until(at: Option<Instant>) {

@@ -75,7 +75,11 @@ pub fn insert(text: &str, entry: &Entry) -> Result<Option<String>, Fault> {
         return Err(Fault::Shape("it has no plugins"));
     };
     // The entry begins as the one before it does: on a line of its own, or not.
-    let before = spans.iter().rev().nth(1).map_or_else(|| opening(text, last.start), |before| before.end);
+    let before = spans
+        .iter()
+        .rev()
+        .nth(1)
+        .map_or_else(|| opening(text, last.start), |before| before.end);
     let lead = text[before..last.start].trim_start_matches([',', '[']);
     let edited = [&text[..last.end], ",", lead, &entry.text(), &text[last.end..]].concat();
     // Whatever else may be wrong with the above: a list that a runtime cannot read starts no pods.
@@ -104,7 +108,10 @@ pub fn remove(text: &str) -> Result<Option<String>, Fault> {
     let mut edited = text.to_owned();
     while let Some(index) = plugins_of(&edited)?.iter().position(is_ours) {
         let spans = elements(&edited)?;
-        let range = match (index.checked_sub(1).and_then(|before| spans.get(before)), spans.get(index)) {
+        let range = match (
+            index.checked_sub(1).and_then(|before| spans.get(before)),
+            spans.get(index),
+        ) {
             (Some(before), Some(ours)) => before.end..ours.end,
             (None, Some(ours)) => ours.start..spans.get(index + 1).map_or(ours.end, |next| next.start),
             _ => return Err(Fault::Shape("its plugins cannot be told apart")),
@@ -180,7 +187,12 @@ fn plugins(list: &Map<String, Value>) -> Result<&Vec<Value>, Fault> {
     if plugins.is_empty() {
         return Err(Fault::Shape("it has no plugins"));
     }
-    let typed = |plugin: &Value| plugin.get("type").and_then(Value::as_str).is_some_and(|kind| !kind.is_empty());
+    let typed = |plugin: &Value| {
+        plugin
+            .get("type")
+            .and_then(Value::as_str)
+            .is_some_and(|kind| !kind.is_empty())
+    };
     if !plugins.iter().all(typed) {
         return Err(Fault::Shape("a plugin has no type"));
     }

@@ -133,7 +133,10 @@ fn write(path: &Path, text: &[u8], mode: u32, owner: Option<&fs::Metadata>) -> i
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
     let written = (|| {
         file.write_all(text)?;
-        if let Some(owner) = owner.filter(|owner| file.metadata().is_ok_and(|own| (own.uid(), own.gid()) != (owner.uid(), owner.gid()))) {
+        if let Some(owner) = owner.filter(|owner| {
+            file.metadata()
+                .is_ok_and(|own| (own.uid(), own.gid()) != (owner.uid(), owner.gid()))
+        }) {
             fchown(&file, Some(owner.uid()), Some(owner.gid()))?;
         }
         file.set_permissions(Permissions::from_mode(mode))?;
@@ -182,7 +185,11 @@ mod tests {
         assert_eq!(replace(&path, b"old", b"new").expect("replaces"), Replaced::Done);
         assert_eq!(fs::read(&path).expect("reads"), b"new");
         assert_eq!(fs::metadata(&path).expect("is there").mode() & 0o7777, 0o640);
-        assert_eq!(fs::read_dir(directory.path()).expect("reads").count(), 1, "nothing else is left");
+        assert_eq!(
+            fs::read_dir(directory.path()).expect("reads").count(),
+            1,
+            "nothing else is left"
+        );
         assert!(replace(&directory.path().join("none"), b"", b"new").is_err());
     }
 
@@ -216,7 +223,13 @@ mod tests {
     #[test]
     fn what_a_crash_leaves_is_removed_and_nothing_else() {
         let directory = tempfile::tempdir().expect("a temporary directory");
-        for name in [".weir-cni.10-a.conflist.tmp", ".weir-cni..tmp", "weir-cni.tmp", ".weir-cni", "10-a.tmp"] {
+        for name in [
+            ".weir-cni.10-a.conflist.tmp",
+            ".weir-cni..tmp",
+            "weir-cni.tmp",
+            ".weir-cni",
+            "10-a.tmp",
+        ] {
             fs::write(directory.path().join(name), "").expect("writes");
         }
         remove_temporary(directory.path()).expect("removes");

@@ -28,8 +28,8 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-pub use self::{pass::Directories, watch::Installer};
 use self::conflist::Entry;
+pub use self::{pass::Directories, watch::Installer};
 use crate::{api::Problem, cni::PLUGIN};
 
 /// Runtimes that are starting a pod have read their configuration already: they find the plugin for so long after its

@@ -72,7 +72,8 @@ impl Binary {
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             there => Some(there?),
         };
-        let executable = fs::metadata(&path).is_ok_and(|metadata| metadata.is_file() && metadata.mode() & 0o7777 == 0o755);
+        let executable =
+            fs::metadata(&path).is_ok_and(|metadata| metadata.is_file() && metadata.mode() & 0o7777 == 0o755);
         if there.as_ref() != Some(&own) || !executable {
             files::put(&path, &own, 0o755)?;
             info!(plugin = %path.display(), "installed the CNI plugin");
@@ -166,7 +167,9 @@ fn names(directory: &Path) -> io::Result<Vec<String>> {
         let Ok(name) = entry.file_name().into_string() else {
             continue;
         };
-        let read = [".conf", ".conflist", ".json"].iter().any(|ending| name.ends_with(ending));
+        let read = [".conf", ".conflist", ".json"]
+            .iter()
+            .any(|ending| name.ends_with(ending));
         if read && !entry.file_type()?.is_dir() {
             names.push(name);
         }

@@ -1,12 +1,19 @@
 //! The installer on temporary directories: what others do to them, crashes, garbage.
 
-use std::{fs, os::unix::fs::PermissionsExt, path::Path, thread, time::{Duration, Instant}};
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::Path,
+    thread,
+    time::{Duration, Instant},
+};
 
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::{
-    Options, conflist::{self, Entry, Fault},
+    Options,
+    conflist::{self, Entry, Fault},
     pass::{self, Binary, Directories, Found},
     remove,
     watch::Installer,
@@ -130,14 +137,20 @@ fn plugins(text: &str) -> Vec<String> {
 
 #[test]
 fn what_others_wrote_stays_as_it_is_and_comes_back_byte_for_byte() {
-    for (text, others) in [(KIND, vec!["ptp", "portmap"]), (AWS, vec!["aws-cni", "egress-cni", "portmap"])] {
+    for (text, others) in [
+        (KIND, vec!["ptp", "portmap"]),
+        (AWS, vec!["aws-cni", "egress-cni", "portmap"]),
+    ] {
         let mut node = Node::new();
         node.write("10-a.conflist", text);
         node.write("99-other.txt", "anything");
         let found = node.install();
         assert_eq!(found.installed, Some(node.directories.conf.join("10-a.conflist")));
         assert_eq!((found.problems.as_slice(), found.written), ([].as_slice(), 1));
-        assert_eq!(plugins(&node.read("10-a.conflist")), [others.as_slice(), &[PLUGIN]].concat());
+        assert_eq!(
+            plugins(&node.read("10-a.conflist")),
+            [others.as_slice(), &[PLUGIN]].concat()
+        );
         let ours: Value = serde_json::from_str(&node.read("10-a.conflist")).expect("a list");
         assert_eq!(
             ours["plugins"].as_array().expect("plugins").last(),
@@ -148,7 +161,10 @@ fn what_others_wrote_stays_as_it_is_and_comes_back_byte_for_byte() {
         );
         let plugin = node.directories.bin.join(PLUGIN);
         assert_eq!(fs::read(&plugin).expect("is there"), b"binary");
-        assert_eq!(fs::metadata(&plugin).expect("is there").permissions().mode() & 0o7777, 0o755);
+        assert_eq!(
+            fs::metadata(&plugin).expect("is there").permissions().mode() & 0o7777,
+            0o755
+        );
         node.uninstall();
         assert_eq!(node.read("10-a.conflist"), text);
         assert_eq!(node.names(), ["10-a.conflist", "99-other.txt"]);
@@ -165,7 +181,10 @@ fn another_configuration_of_ours_takes_the_place_of_the_one_before() {
     pass::install(&node.directories, &other, &mut node.binary).expect("installs");
     let text = node.read("10-a.conflist");
     assert_eq!(plugins(&text), ["ptp", "portmap", PLUGIN]);
-    assert!(text.contains("/run/other") && text.contains("2.5") && !text.contains("/run/weir"), "{text}");
+    assert!(
+        text.contains("/run/other") && text.contains("2.5") && !text.contains("/run/weir"),
+        "{text}"
+    );
     node.uninstall();
     assert_eq!(node.read("10-a.conflist"), KIND);
 }
@@ -193,7 +212,10 @@ fn the_binary_is_written_where_it_differs() {
     assert_eq!(fs::read(&plugin).expect("is there"), b"newer");
     fs::set_permissions(&plugin, fs::Permissions::from_mode(0o600)).expect("a mode");
     node.install();
-    assert_eq!(fs::metadata(&plugin).expect("is there").permissions().mode() & 0o777, 0o755);
+    assert_eq!(
+        fs::metadata(&plugin).expect("is there").permissions().mode() & 0o777,
+        0o755
+    );
     // Without a binary nothing may name it.
     node.write("10-a.conflist", KIND);
     node.binary = Binary::new("/nowhere");
@@ -209,10 +231,23 @@ fn a_single_configuration_gets_a_list_before_it() {
         node.write(&name, SINGLE);
         node.write("20-later.conflist", KIND);
         let found = node.install();
-        assert_eq!(node.names(), ["10-single.0-weir.conflist".to_owned(), name.clone(), "20-later.conflist".to_owned()]);
-        assert_eq!(found.installed, Some(node.directories.conf.join("10-single.0-weir.conflist")));
+        assert_eq!(
+            node.names(),
+            [
+                "10-single.0-weir.conflist".to_owned(),
+                name.clone(),
+                "20-later.conflist".to_owned()
+            ]
+        );
+        assert_eq!(
+            found.installed,
+            Some(node.directories.conf.join("10-single.0-weir.conflist"))
+        );
         let list: Value = serde_json::from_str(&node.read("10-single.0-weir.conflist")).expect("a list");
-        assert_eq!((&list["name"], &list["cniVersion"]), (&json!("single"), &json!("0.4.0")));
+        assert_eq!(
+            (&list["name"], &list["cniVersion"]),
+            (&json!("single"), &json!("0.4.0"))
+        );
         assert_eq!(list["plugins"][0], serde_json::from_str::<Value>(SINGLE).expect("JSON"));
         assert_eq!(list["plugins"][1]["type"], PLUGIN);
         // What it stands for changes, and goes.
@@ -261,13 +296,25 @@ fn what_cannot_be_used_is_left_alone_and_told() {
         ("empty.conflist", ""),
         ("half.conflist", &KIND[..KIND.len() / 2]),
         ("list.conflist", "[]"),
-        ("noname.conflist", r#"{"cniVersion":"1.0.0","plugins":[{"type":"ptp"}]}"#),
+        (
+            "noname.conflist",
+            r#"{"cniVersion":"1.0.0","plugins":[{"type":"ptp"}]}"#,
+        ),
         ("noversion.conflist", r#"{"name":"n","plugins":[{"type":"ptp"}]}"#),
-        ("old.conflist", r#"{"cniVersion":"0.2.0","name":"n","plugins":[{"type":"ptp"}]}"#),
-        ("future.conflist", r#"{"cniVersion":"1.0.0","cniVersions":["1.0.0","7.0.0"],"name":"n","plugins":[{"type":"ptp"}]}"#),
+        (
+            "old.conflist",
+            r#"{"cniVersion":"0.2.0","name":"n","plugins":[{"type":"ptp"}]}"#,
+        ),
+        (
+            "future.conflist",
+            r#"{"cniVersion":"1.0.0","cniVersions":["1.0.0","7.0.0"],"name":"n","plugins":[{"type":"ptp"}]}"#,
+        ),
         ("noplugins.conflist", r#"{"cniVersion":"1.0.0","name":"n"}"#),
         ("nothing.conflist", r#"{"cniVersion":"1.0.0","name":"n","plugins":[]}"#),
-        ("untyped.conflist", r#"{"cniVersion":"1.0.0","name":"n","plugins":[{"type":"ptp"},{}]}"#),
+        (
+            "untyped.conflist",
+            r#"{"cniVersion":"1.0.0","name":"n","plugins":[{"type":"ptp"},{}]}"#,
+        ),
         ("ours.conflist", &only_ours),
         ("list.conf", KIND),
         ("untyped.json", r#"{"cniVersion":"1.0.0","name":"n"}"#),
@@ -283,7 +330,11 @@ fn what_cannot_be_used_is_left_alone_and_told() {
         // The next one that can be used is: some runtimes take it.
         node.write("20-good.conflist", KIND);
         let found = node.install();
-        assert_eq!(found.installed, Some(node.directories.conf.join("20-good.conflist")), "{name}");
+        assert_eq!(
+            found.installed,
+            Some(node.directories.conf.join("20-good.conflist")),
+            "{name}"
+        );
         assert_eq!(node.read(&name), text);
     }
     // Bytes that are no text, directories with such names, links that lead elsewhere.
@@ -294,7 +345,12 @@ fn what_cannot_be_used_is_left_alone_and_told() {
     fs::write(&elsewhere, KIND).expect("writes");
     std::os::unix::fs::symlink(&elsewhere, node.directories.conf.join("12-link.conflist")).expect("links");
     let found = node.install();
-    assert_eq!((found.installed, found.problems.len()), (None, 2), "{:?}", found.problems);
+    assert_eq!(
+        (found.installed, found.problems.len()),
+        (None, 2),
+        "{:?}",
+        found.problems
+    );
     assert_eq!(fs::read_to_string(&elsewhere).expect("reads"), KIND);
     // Within the directory a link is as good as the file, and stays one.
     node.write("99-real.conflist", KIND);
@@ -303,7 +359,11 @@ fn what_cannot_be_used_is_left_alone_and_told() {
     let found = node.install();
     assert_eq!(found.installed, Some(node.directories.conf.join("12-link.conflist")));
     assert!(node.installed("99-real.conflist"));
-    assert!(fs::symlink_metadata(node.directories.conf.join("12-link.conflist")).expect("is there").is_symlink());
+    assert!(
+        fs::symlink_metadata(node.directories.conf.join("12-link.conflist"))
+            .expect("is there")
+            .is_symlink()
+    );
 }
 
 #[test]
@@ -351,7 +411,9 @@ fn a_crash_between_any_two_steps_is_recovered_from() {
             }
             // Whatever the state, what runtimes read can be read, and what it names is there.
             let list = node.read("10-a.conflist");
-            assert!(!plugins(&list).iter().any(|plugin| plugin == PLUGIN) || node.directories.bin.join(PLUGIN).exists());
+            assert!(
+                !plugins(&list).iter().any(|plugin| plugin == PLUGIN) || node.directories.bin.join(PLUGIN).exists()
+            );
             if uninstall {
                 node.uninstall();
                 assert_eq!(node.read("10-a.conflist"), KIND);
@@ -391,20 +453,30 @@ fn the_installer_follows_what_others_do() {
         fs::read_to_string(node.directories.conf.join(name))
             .ok()
             .and_then(|text| serde_json::from_str::<Value>(&text).ok())
-            .is_some_and(|list| list["plugins"].as_array().is_some_and(|plugins| {
-                plugins.last().is_some_and(|last| last["type"] == PLUGIN)
-            }))
+            .is_some_and(|list| {
+                list["plugins"]
+                    .as_array()
+                    .is_some_and(|plugins| plugins.last().is_some_and(|last| last["type"] == PLUGIN))
+            })
     };
     node.write("50-a.conflist", KIND);
-    until("a first configuration", || installed("50-a.conflist") && report().installed.is_some());
+    until("a first configuration", || {
+        installed("50-a.conflist") && report().installed.is_some()
+    });
     // In place, and by another file in its place.
     node.write("50-a.conflist", AWS);
     until("one that was written again", || installed("50-a.conflist"));
     fs::write(node.directories.conf.join("new"), KIND).expect("writes");
-    fs::rename(node.directories.conf.join("new"), node.directories.conf.join("50-a.conflist")).expect("renames");
+    fs::rename(
+        node.directories.conf.join("new"),
+        node.directories.conf.join("50-a.conflist"),
+    )
+    .expect("renames");
     until("one that was replaced", || installed("50-a.conflist"));
     node.write("10-b.conflist", KIND);
-    until("one that comes before it", || installed("10-b.conflist") && !installed("50-a.conflist"));
+    until("one that comes before it", || {
+        installed("10-b.conflist") && !installed("50-a.conflist")
+    });
     fs::remove_file(node.directories.conf.join("10-b.conflist")).expect("removes");
     until("the one before is gone", || installed("50-a.conflist"));
     fs::remove_file(node.directories.bin.join(PLUGIN)).expect("removes");
@@ -491,9 +563,8 @@ fn json_text() -> impl Strategy<Value = String> {
 }
 
 fn plugin_text() -> impl Strategy<Value = String> {
-    (space(), "[a-z]{1,8}", space(), json_text(), space()).prop_map(|(a, kind, b, more, c)| {
-        format!(r#"{a}{{"type":{b}"{kind}","plugins":{more}{c}}}{a}"#)
-    })
+    (space(), "[a-z]{1,8}", space(), json_text(), space())
+        .prop_map(|(a, kind, b, more, c)| format!(r#"{a}{{"type":{b}"{kind}","plugins":{more}{c}}}{a}"#))
 }
 
 fn list_text() -> impl Strategy<Value = String> {
@@ -516,7 +587,7 @@ proptest! {
     #[test]
     fn out_gives_back_what_was_there_before_in(text in list_text()) {
         let edited = conflist::insert(&text, &entry()).expect("a list").expect("an edit");
-        prop_assert_eq!(plugins(&edited).last().map(String::as_str), Some(PLUGIN));
+        prop_assert_eq!(plugins(&edited).pop(), Some(PLUGIN.to_owned()));
         prop_assert_eq!(conflist::insert(&edited, &entry()).expect("a list"), None);
         prop_assert_eq!(conflist::remove(&edited).expect("a list"), Some(text.clone()));
         prop_assert_eq!(conflist::remove(&text).expect("a list"), None);
@@ -553,5 +624,8 @@ fn the_last_of_several_lists_of_plugins_is_the_one_that_counts() {
     let edited = conflist::insert(text, &entry()).expect("a list").expect("an edit");
     assert_eq!(plugins(&edited), ["b", PLUGIN]);
     assert_eq!(conflist::remove(&edited), Ok(Some(text.to_owned())));
-    assert_eq!(conflist::insert(r#"{"cniVersion":"1.0.0","name":"n","plugins":{}}"#, &entry()), Err(Fault::Shape("it has no list of plugins")));
+    assert_eq!(
+        conflist::insert(r#"{"cniVersion":"1.0.0","name":"n","plugins":{}}"#, &entry()),
+        Err(Fault::Shape("it has no list of plugins"))
+    );
 }

@@ -153,7 +153,10 @@ impl Runner {
                     report.reason = Some(if report.failed {
                         "no network configuration can be used".to_owned()
                     } else {
-                        format!("there is no network configuration in {} yet", self.directories.conf.display())
+                        format!(
+                            "there is no network configuration in {} yet",
+                            self.directories.conf.display()
+                        )
                     });
                 }
                 report.installed = found.installed;
@@ -186,7 +189,8 @@ impl Runner {
 
     fn quarrel(&mut self, written: usize) -> Option<Problem> {
         let now = Instant::now();
-        self.edits.retain(|at| now.duration_since(*at) < Duration::from_secs(60));
+        self.edits
+            .retain(|at| now.duration_since(*at) < Duration::from_secs(60));
         if written > 0 {
             self.edits.push(now);
         }

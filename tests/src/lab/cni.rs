@@ -243,3 +243,85 @@ pub fn result(version: &str, pod: &PodLink) -> Value {
         "dns": {"nameservers": ["10.96.0.10"], "options": ["ndots:5"]},
     })
 }
+
+/// A network configuration list, run as a runtime does: plugin after plugin, each with the result of the one before.
+#[derive(Debug)]
+pub struct Chain {
+    list: Value,
+    /// Where plugins are looked for.
+    directories: Vec<PathBuf>,
+    node: Arc<NetNs>,
+}
+
+impl Chain {
+    /// Reads a list.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub fn read(file: &Path, directories: &[&Path], node: &Arc<NetNs>) -> Result<Self> {
+        let text = std::fs::read(file).with_context(|| format!("read {}", file.display()))?;
+        Ok(Self {
+            list: serde_json::from_slice(&text).with_context(|| file.display().to_string())?,
+            directories: directories.iter().map(|directory| (*directory).to_owned()).collect(),
+            node: Arc::clone(node),
+        })
+    }
+
+    fn plugins(&self) -> Result<Vec<&Value>> {
+        Ok(self.list["plugins"]
+            .as_array()
+            .context("a list of plugins")?
+            .iter()
+            .collect())
+    }
+
+    fn call(&self, command: &str, plugin: &Value, result: Option<&Value>, template: &Call) -> Result<Call> {
+        let mut configuration = plugin.clone();
+        configuration["cniVersion"] = self.list["cniVersion"].clone();
+        configuration["name"] = self.list["name"].clone();
+        if let Some(result) = result {
+            configuration["prevResult"] = result.clone();
+        }
+        let name = plugin["type"].as_str().context("a type")?;
+        let program = self
+            .directories
+            .iter()
+            .map(|directory| directory.join(name))
+            .find(|program| program.is_file())
+            .with_context(|| format!("no plugin {name} in {:?}", self.directories))?;
+        let mut call = template.clone().of(&program).on(&self.node);
+        call.input = configuration.to_string().into_bytes();
+        call.set("CNI_COMMAND", command);
+        let directories: Vec<String> = self.directories.iter().map(|path| path.display().to_string()).collect();
+        call.set("CNI_PATH", &directories.join(":"));
+        Ok(call)
+    }
+
+    /// ADD, to the end or to the first error. `sandbox`: a call about the pod.
+    ///
+    /// # Errors
+    /// If a plugin cannot be run.
+    pub fn add(&self, sandbox: &Call) -> Result<Answer> {
+        let mut last: Option<Answer> = None;
+        for plugin in self.plugins()? {
+            let result = last.as_ref().map(|answer| &answer.output);
+            let answer = self.call("ADD", plugin, result, sandbox)?.run()?;
+            if !answer.success {
+                return Ok(answer);
+            }
+            last = Some(answer);
+        }
+        last.context("a list without plugins")
+    }
+
+    /// DEL, in reverse. `result`: of the last ADD.
+    ///
+    /// # Errors
+    /// If a plugin cannot be run, or fails.
+    pub fn del(&self, sandbox: &Call, result: &Value) -> Result<()> {
+        for plugin in self.plugins()?.into_iter().rev() {
+            self.call("DEL", plugin, Some(result), sandbox)?.run()?.succeeded()?;
+        }
+        Ok(())
+    }
+}

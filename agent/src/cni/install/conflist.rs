@@ -75,12 +75,8 @@ pub fn insert(text: &str, entry: &Entry) -> Result<Option<String>, Fault> {
         return Err(Fault::Shape("it has no plugins"));
     };
     // The entry begins as the one before it does: on a line of its own, or not.
-    let before = spans
-        .iter()
-        .rev()
-        .nth(1)
-        .map_or_else(|| opening(text, last.start), |before| before.end);
-    let lead = text[before..last.start].trim_start_matches([',', '[']);
+    let lead = text[..last.start].trim_end_matches([' ', '\t', '\n', '\r']).len();
+    let lead = &text[lead..last.start];
     let edited = [&text[..last.end], ",", lead, &entry.text(), &text[last.end..]].concat();
     // Whatever else may be wrong with the above: a list that a runtime cannot read starts no pods.
     let mut expected: Vec<&Value> = plugins.iter().filter(|plugin| !is_ours(plugin)).collect();
@@ -248,11 +244,6 @@ fn elements(text: &str) -> Result<Vec<Range<usize>>, Fault> {
     let start = found.ok_or(Fault::Shape("it has no list of plugins"))?;
     scanner.at = start;
     Ok(scanner.items(Scanner::value))
-}
-
-/// Behind the bracket that opens the list whose first element begins here.
-fn opening(text: &str, first: usize) -> usize {
-    text[..first].rfind('[').map_or(first, |bracket| bracket + 1)
 }
 
 /// Finds ends of values in valid JSON. On anything else it stops somewhere within the text.

@@ -122,7 +122,8 @@ pub fn install(directories: &Directories, entry: &Entry, binary: &mut Binary) ->
     }
     found.installed = used.as_ref().map(|name| directories.conf.join(name));
     // Only when it is where it has to be does it go from where it was.
-    found.written += remove_but(&directories.conf, used.as_deref(), &mut found.problems)?;
+    let kept = found.installed.as_deref().map(identity).transpose()?;
+    found.written += remove_but(&directories.conf, kept, &mut found.problems)?;
     Ok(found)
 }
 
@@ -280,14 +281,21 @@ fn target(path: &Path) -> io::Result<PathBuf> {
     )))
 }
 
+/// Device and inode of what a name leads to.
+fn identity(path: &Path) -> io::Result<(u64, u64)> {
+    let metadata = fs::metadata(path)?;
+    Ok((metadata.dev(), metadata.ino()))
+}
+
 /// Takes our entry out of all configurations but one.
-fn remove_but(conf: &Path, used: Option<&str>, problems: &mut Vec<Problem>) -> io::Result<usize> {
+fn remove_but(conf: &Path, kept: Option<(u64, u64)>, problems: &mut Vec<Problem>) -> io::Result<usize> {
     let mut written = 0;
     for name in names(conf)? {
-        if used == Some(name.as_str()) {
+        let path = conf.join(&name);
+        // By whatever name.
+        if kept.is_some() && identity(&path).ok() == kept {
             continue;
         }
-        let path = conf.join(&name);
         if name.ends_with(DERIVED) {
             written += usize::from(files::remove(&path)?);
             info!(file = %path.display(), "removed the list that chained the CNI plugin");

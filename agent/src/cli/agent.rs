@@ -69,6 +69,15 @@ fn attach_modes() -> impl TypedValueParser<Value = AttachMode> {
     })
 }
 
+fn flow_period(text: &str) -> Result<Duration, String> {
+    let period = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    let shortest = Duration::from_secs(5);
+    if period < shortest {
+        return Err("the connection table is looked through every 5 s: name 5s or more".to_owned());
+    }
+    Ok(period)
+}
+
 #[derive(Debug, Args)]
 pub struct Agent {
     /// Name of this node's Node object [default: the host's name]
@@ -101,6 +110,9 @@ pub struct Agent {
     /// Keep so many flow log files, the one being written included
     #[arg(long, value_name = "NUMBER", default_value_t = 5, requires = "flow_log", value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub flow_log_max_files: u32,
+    /// Report a flow that lasts, or is denied again and again, so often
+    #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = flow_period)]
+    pub flow_period: Duration,
     #[command(flatten)]
     pub cni: CniDirectories,
     /// Pods of these namespaces start even where no agent enforces their policy yet, so that a node can always come up
@@ -173,6 +185,7 @@ impl Agent {
                 max_size: self.flow_log_max_size.0,
                 max_files: self.flow_log_max_files,
             }),
+            flow_period: self.flow_period,
             health_addr: self.health_addr,
             cni: self.cni.directories().map(|directories| install::Options {
                 directories,
@@ -261,6 +274,8 @@ mod tests {
             "127.0.0.1:1",
             "--flow-log-max-size",
             "1Ki",
+            "--flow-period",
+            "2m",
             "--flow-log-max-files",
             "2",
             "--cni-conf-dir",
@@ -289,6 +304,7 @@ mod tests {
                     max_size: 1024,
                     max_files: 2
                 }),
+                flow_period: Duration::from_secs(120),
                 health_addr: Some(([127, 0, 0, 1], 1).into()),
                 cni: Some(install::Options {
                     directories: install::Directories {
@@ -313,6 +329,7 @@ mod tests {
             ("/run/weir".into(), "/sys/fs/bpf/weir".into())
         );
         assert_eq!((options.attach, options.audit), (AttachMode::Auto, false));
+        assert_eq!(options.flow_period, Duration::from_secs(60));
         assert_eq!(
             options.flow_log,
             Some(FlowLogOptions {
@@ -370,5 +387,11 @@ mod tests {
     fn limits_of_a_log_that_there_is_not_are_a_mistake() {
         assert!(parse(&["--manifests", "/m", "--flow-log-max-files", "2"]).is_err());
         assert!(parse(&["--manifests", "/m", "--flow-log", "-", "--flow-log-max-files", "0"]).is_err());
+        for short in ["0s", "4999ms", "never"] {
+            assert!(
+                parse(&["--manifests", "/m", "--flow-period", short]).is_err(),
+                "{short}"
+            );
+        }
     }
 }

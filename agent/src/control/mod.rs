@@ -123,6 +123,7 @@ pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
         directory: Arc::clone(&directory),
         node: Arc::clone(&node),
         audit: options.audit,
+        period: options.flow_period,
     };
     let flows = FlowTask::start(datapath.events()?, datapath.sweeper()?, shared).context("cannot wait for events")?;
     let (discovery, mut discovered) = Discovery::spawn().context("cannot watch interfaces and routes")?;

@@ -293,17 +293,26 @@ fn what_cannot_be_read_is_told_and_left_alone() -> Result<()> {
         ..Plan::one_node(&["x/a"])
     };
     World::without_agents(&plan)?.check(|world| {
-        let mut agent =
-            weir_tests::lab::Agent::start(&world.lab, NODE, world.manifests.directory(), plan.options.clone())?;
-        // Pods would start without the plugin: the agent is not ready, and says why.
-        let error = agent.wait(Duration::from_secs(3)).expect_err("it is ready").to_string();
-        ensure!(error.contains("CNI plugin"), "{error}");
+        let agent = weir_tests::lab::Agent::start(&world.lab, NODE, world.manifests.directory(), plan.options.clone())?;
         world.agents.insert(NODE.to_owned(), agent);
-        let report = world
-            .status(NODE)?
-            .cni
-            .context("the status says nothing of the plugin")?;
-        ensure!(report.failed && report.problems.len() == 1, "{report:?}");
+        let deadline = Instant::now() + ENFORCED;
+        let report = loop {
+            // No socket yet, or not tried yet.
+            let report = world.status(NODE).ok().and_then(|status| status.cni);
+            match report.filter(|report| report.failed) {
+                Some(report) => break report,
+                None => ensure!(Instant::now() < deadline, "the status says nothing of a failure"),
+            }
+            thread::sleep(Duration::from_millis(20));
+        };
+        ensure!(report.installed.is_none() && report.problems.len() == 1, "{report:?}");
+        // Pods would start without the plugin: the agent is not ready, and says why.
+        let error = world
+            .agent(NODE)?
+            .wait(Duration::from_millis(100))
+            .expect_err("it is ready")
+            .to_string();
+        ensure!(error.contains("the CNI plugin is not installed"), "{error}");
         let shown = world.agent(NODE)?.verb(["status"])?;
         let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
         ensure!(shown.contains("not chained") && shown.contains(LIST), "{shown}");

@@ -13,6 +13,7 @@ mod cargo_tool;
 mod cluster;
 mod crds;
 mod demo;
+mod fuzz;
 mod go;
 mod image;
 mod kustomize;
@@ -71,6 +72,11 @@ enum Verb {
     /// namespaces of this machine. `up` returns when all nodes are ready.
     Cluster(cluster::Arguments),
 
+    /// Feed random input to the parsers, for a minute each
+    ///
+    /// What is found lies in tests/fuzz/artifacts. The corpus that a run leaves behind makes the next one go further.
+    Fuzz(fuzz::Arguments),
+
     /// Check formatting, lints (host and eBPF), spelling, licences and dependencies
     Lint(lint::Arguments),
 
@@ -97,6 +103,7 @@ fn run(verb: Verb) -> Result<()> {
         Verb::Crds(arguments) => crds::run(&arguments),
         Verb::Kustomize(arguments) => kustomize::run(&arguments),
         Verb::Test(arguments) => test::run(&arguments),
+        Verb::Fuzz(arguments) => fuzz::run(&arguments),
         Verb::Lint(arguments) => lint::run(&arguments),
         Verb::Cluster(arguments) => cluster::run(&arguments),
         Verb::Bench(arguments) => bench::run(&arguments),

@@ -26,4 +26,6 @@ pub enum Name {
     Compile,
     /// From a write to a real Kubernetes API to the changed verdict on the wire; memory, CPU and start at 20,000 pods
     Api,
+    /// What the CNI plugin adds to the start of a pod
+    Cni,
 }

@@ -11,6 +11,7 @@ use self::arguments::Name;
 
 mod api;
 mod arguments;
+mod cni;
 mod compile;
 mod connections;
 mod footprint;
@@ -63,6 +64,7 @@ fn run(CommandLine { weir, bench }: &CommandLine) -> Result<()> {
             Name::Latency => latency::run(weir, bench.quick),
             Name::Footprint => footprint::run(weir, bench.quick),
             Name::Compile => compile::run(bench.quick),
+            Name::Cni => cni::run(weir, bench.quick),
             Name::Packets => packets::run(bench.quick),
             Name::Api => api::run(weir, bench.quick),
         }?;

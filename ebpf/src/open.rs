@@ -10,7 +10,7 @@ use weir_common::{
 
 use crate::{
     conntrack::{Inserted, Place},
-    counters,
+    counters, direct,
     endpoint::Endpoint,
     event,
     flow::Flow,
@@ -163,6 +163,10 @@ fn judge(endpoint: *const EndpointEntry, scratch: &mut Scratch, replaces: Option
     clear(entry);
     remember(entry, flow);
     scratch.reason = reason;
+    if matches!(reason, Reason::Allowed) && direct::may_prove(&scratch.endpoint, &scratch.flow) {
+        // SAFETY: this packet's working memory.
+        scratch.open.entry.sides[1].via = unsafe { direct::weir_prove(scratch, 1) };
+    }
     // SAFETY: this packet's working memory.
     if allowed && event::wanted() && unsafe { event::weir_started(scratch) } != 0 {
         scratch.open.entry.flags |= CtEntry::REPORTED;
@@ -289,7 +293,7 @@ fn clear(entry: &mut CtEntry) {
         side.packets = 0;
         side.bytes = 0;
         side.flags = 0;
-        side.pad = 0;
+        side.via = 0;
     }
 }
 

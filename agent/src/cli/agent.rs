@@ -15,7 +15,7 @@ use super::{
 use crate::{
     control::{
         self,
-        options::{AgentOptions, AttachMode, FlowLogOptions, FlowLogTarget},
+        options::{AgentOptions, AttachMode, FlowLogOptions, FlowLogTarget, Forward},
     },
     memory,
 };
@@ -64,6 +64,14 @@ fn attach_modes() -> impl TypedValueParser<Value = AttachMode> {
     })
 }
 
+fn forward_modes() -> impl TypedValueParser<Value = Forward> {
+    PossibleValuesParser::new(["auto", "kernel", "direct"]).map(|how| match how.as_str() {
+        "kernel" => Forward::Kernel,
+        "direct" => Forward::Direct,
+        _ => Forward::Auto,
+    })
+}
+
 #[derive(Debug, Args)]
 pub struct Agent {
     /// Name of this node's Node object [default: the host's name]
@@ -89,6 +97,11 @@ pub struct Agent {
     /// How to attach to interfaces
     #[arg(long, value_name = "MODE", default_value = "auto", value_parser = attach_modes())]
     pub attach: AttachMode,
+    /// Who carries packets between local pods: weir directly, unless something on the node (netfilter rules, other
+    /// programs, shaping) needs the kernel's forwarding (auto); always the kernel; or directly also past netfilter
+    /// rules for forwarded packets
+    #[arg(long, value_name = "HOW", default_value = "auto", value_parser = forward_modes())]
+    pub forward: Forward,
     /// Judge and report everything, but drop nothing: to see what policies would do before they do it
     #[arg(long)]
     pub audit: bool,
@@ -131,6 +144,7 @@ impl Agent {
             run_dir: self.run_dir.run_dir,
             bpffs: self.bpffs,
             attach: self.attach,
+            forward: self.forward,
             audit: self.audit,
             flow_log: self.flow_log.map(|path| FlowLogOptions {
                 target: if path.as_os_str() == "-" {
@@ -202,6 +216,8 @@ mod tests {
             "-",
             "--attach",
             "tc",
+            "--forward",
+            "direct",
             "--audit",
             "--log-level",
             "debug",
@@ -225,6 +241,7 @@ mod tests {
                 run_dir: "/r".into(),
                 bpffs: "/b".into(),
                 attach: AttachMode::Tc,
+                forward: Forward::Direct,
                 audit: true,
                 flow_log: Some(FlowLogOptions {
                     target: FlowLogTarget::Stdout,
@@ -246,7 +263,10 @@ mod tests {
             (options.run_dir, options.bpffs),
             ("/run/weir".into(), "/sys/fs/bpf/weir".into())
         );
-        assert_eq!((options.attach, options.audit), (AttachMode::Auto, false));
+        assert_eq!(
+            (options.attach, options.forward, options.audit),
+            (AttachMode::Auto, Forward::Auto, false)
+        );
         assert_eq!(
             options.flow_log,
             Some(FlowLogOptions {

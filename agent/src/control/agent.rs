@@ -11,6 +11,7 @@ use tracing::{error, info, warn};
 use super::{
     endpoints::{Interface, LocalEndpoints},
     explain::{self, ExplainRequest, Explanation},
+    forwarding::Forwarding,
     hits::Hits,
     options::AgentOptions,
     query::QueryError,
@@ -69,6 +70,7 @@ pub struct Agent {
     pub(super) broken: Option<(String, Instant)>,
     /// When endpoints that could not be attached are tried again.
     pub(super) retry: Option<Instant>,
+    pub(super) forwarding: Forwarding,
     /// When memory is given back.
     trim: Option<Instant>,
     /// The naive evaluator of the current objects, for explain. None: something changed since.
@@ -111,6 +113,7 @@ impl Agent {
             settled: false,
             broken: None,
             retry: None,
+            forwarding: Forwarding::default(),
             trim: None,
             world: None,
         }
@@ -198,6 +201,7 @@ impl Agent {
                 self.bind(&pod);
             }
         }
+        self.review_forwarding(now);
         if self.trim.is_some_and(|at| at <= now) {
             self.trim = None;
             memory::trim();
@@ -214,6 +218,7 @@ impl Agent {
             self.removals.next(),
             retry,
             self.retry,
+            self.forwarding.next(),
             self.trim,
             first_sync,
             self.waits.next(),

@@ -19,6 +19,7 @@ mod dump;
 mod endpoints;
 mod enforce;
 pub mod explain;
+mod forwarding;
 mod hits;
 pub mod options;
 pub mod query;
@@ -215,6 +216,7 @@ fn datapath_options(options: &AgentOptions) -> datapath::Options {
         AttachMode::Tcx => datapath::AttachMode::Tcx,
         AttachMode::Tc => datapath::AttachMode::Tc,
     };
+    datapath.forward = options.forward;
     datapath
 }
 

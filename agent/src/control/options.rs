@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, path::PathBuf};
 
-pub use crate::datapath::AttachMode;
+pub use crate::datapath::{AttachMode, Forward};
 
 /// Where flow records go.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,6 +31,7 @@ pub struct AgentOptions {
     /// Directory below a mounted bpffs.
     pub bpffs: PathBuf,
     pub attach: AttachMode,
+    pub forward: Forward,
     /// Judge and report, but drop nothing.
     pub audit: bool,
     pub flow_log: Option<FlowLogOptions>,

@@ -6,7 +6,7 @@ use super::{
     agent::Agent,
     endpoints::LocalEndpoint,
     query::{
-        CounterReport, DirectionReport, EndpointReport, EndpointState, EvictionReport, MapReport, PolicyName,
+        CounterReport, DirectionReport, EndpointReport, EndpointState, EvictionReport, ForwardingReport, MapReport, PolicyName,
         Readiness, ShortageReport, StatusReport,
     },
 };
@@ -67,6 +67,10 @@ impl Agent {
                 Mode::Tc => "tc",
             }
             .to_owned(),
+            forwarding: ForwardingReport {
+                direct: self.datapath.forwarding_obstacle().is_none(),
+                reason: self.datapath.forwarding_obstacle().map(str::to_owned),
+            },
             audit: self.options.audit,
             source: format!("manifests in {}", self.options.manifests.display()),
             endpoints,
@@ -150,6 +154,10 @@ impl Agent {
             epoch: endpoint.id.and_then(|id| self.datapath.epoch(id)).unwrap_or_default(),
             ingress,
             egress,
+            forwarding: endpoint
+                .id
+                .and_then(|id| self.datapath.endpoint_obstacle(id))
+                .map(str::to_owned),
             foreign_programs: foreign_programs.iter().map(ToString::to_string).collect(),
         }
     }

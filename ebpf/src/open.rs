@@ -87,6 +87,16 @@ fn judge(endpoint: *const EndpointEntry, scratch: &mut Scratch, replaces: Option
     let mut opener = scratch.flow.direction();
     let mut adopted = false;
     let mut first = true;
+    // What policy has cut does not come back by being taken for something else: an old connection, or one that the
+    // other side opens. It is judged as it was opened.
+    let cut = if scratch.flow.is_midflow() {
+        event::was_cut(&scratch.flow)
+    } else {
+        None
+    };
+    if let Some(direction) = cut {
+        opener = direction;
+    }
     loop {
         let Scratch { flow, open, .. } = &mut *scratch;
         open.question.icmp = flow.icmp;
@@ -99,11 +109,10 @@ fn judge(endpoint: *const EndpointEntry, scratch: &mut Scratch, replaces: Option
         let Scratch { flow, open, .. } = &mut *scratch;
         if first {
             flow.decision = open.answer.decision;
-            adopted = flow.is_midflow() && flow.now < open.adopt_until;
+            adopted = cut.is_none() && flow.is_midflow() && flow.now < open.adopt_until;
         }
         // Who opened a connection that is older than this interface's programs is not known: either side will do.
-        // But one that was cut is not older, and its next packet must not bring it back to life from the other side.
-        if open.answer.decision.allows() || !adopted || !first || event::was_denied(flow) {
+        if open.answer.decision.allows() || !adopted || !first {
             break;
         }
         first = false;

@@ -1,7 +1,12 @@
 //! Working memory: the stack's 512 bytes are not enough.
 
 use aya_ebpf::{macros::map, maps::PerCpuArray};
-use weir_common::{Direction, conntrack::{CtEntry, CtKey}, event::DenialEntry, reason::Reason};
+use weir_common::{
+    Direction,
+    conntrack::{CtEntry, CtKey},
+    event::DenialEntry,
+    reason::Reason,
+};
 
 use crate::{
     endpoint::Endpoint,

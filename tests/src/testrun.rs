@@ -33,6 +33,9 @@ pub const PASS: i32 = -1;
 /// What TC is told to do with a packet that is dropped (`TC_ACT_SHOT`).
 pub const DROP: i32 = 2;
 
+/// What TC is told to do with a packet that is handed to another interface (`TC_ACT_REDIRECT`).
+pub const REDIRECT: i32 = 7;
+
 /// The interface whose packets are tested: every network namespace's loopback has this index.
 pub const IFINDEX: u32 = 1;
 /// Some other interface: where forwarded packets came in.
@@ -275,6 +278,12 @@ impl Programs {
     }
 
     /// # Errors
+    /// The map cannot be written, or has no such endpoint.
+    pub fn remove_endpoint_of(&mut self, ifindex: u32) -> Result<()> {
+        Ok(self.hash::<u32, EndpointEntry>(map::ENDPOINTS)?.remove(&ifindex)?)
+    }
+
+    /// # Errors
     /// The map cannot be written.
     pub fn set_address(&mut self, address: IpAddr, identity: u32) -> Result<()> {
         self.set_tagged_address(address, identity, Addr::from(address).0[3])
@@ -363,6 +372,15 @@ impl Programs {
         Ok(array.set(0, config, 0)?)
     }
 
+    /// Says until when packets may be handed over directly (`CLOCK_MONOTONIC`, ns).
+    ///
+    /// # Errors
+    /// The map cannot be written.
+    pub fn set_direct_until(&mut self, until: u64) -> Result<()> {
+        let mut array: Array<_, u64> = Array::try_from(self.map_mut(map::DIRECT_UNTIL)?)?;
+        Ok(array.set(0, until, 0)?)
+    }
+
     /// Makes a trace's counter.
     ///
     /// # Errors
@@ -441,6 +459,7 @@ impl Programs {
         self.clear_trie::<SourcePortKey>(map::SOURCE_PORTS)?;
         self.clear_trie::<SourceKey>(map::SOURCES)?;
         self.set_config(Config::default())?;
+        self.set_direct_until(0)?;
         self.events()?;
         Ok(())
     }

@@ -6,8 +6,8 @@ use super::{
     agent::Agent,
     endpoints::LocalEndpoint,
     query::{
-        CounterReport, DirectionReport, EndpointReport, EndpointState, EvictionReport, ForwardingReport, MapReport, PolicyName,
-        Readiness, ShortageReport, StatusReport,
+        CounterReport, DirectionReport, EndpointReport, EndpointState, EvictionReport, ForwardingReport, MapReport,
+        PolicyName, Readiness, ShortageReport, StatusReport,
     },
 };
 use crate::{

@@ -119,7 +119,9 @@ fn obstacle_on(ifindex: u32, links: &Links) -> Option<String> {
         Err(error) => return Some(format!("cannot look at the interface: {error}")),
     }
     match links.foreign(ifindex) {
-        Ok(programs) => programs.first().map(|program| format!("another program runs on its interface: {program}")),
+        Ok(programs) => programs
+            .first()
+            .map(|program| format!("another program runs on its interface: {program}")),
         Err(error) => Some(format!("cannot look at the interface: {error}")),
     }
 }
@@ -158,7 +160,9 @@ fn filter(ifindex: u32) -> io::Result<Option<String>> {
             Err(error) if matches!(error.raw_os_error(), Some(libc::ENODEV | libc::ENOENT)) => continue,
             Err(error) => return Err(error),
         };
-        let kinds = filters.iter().filter_map(|filter| attribute(filter.body.get(TC_HEADER..)?, TCA_KIND));
+        let kinds = filters
+            .iter()
+            .filter_map(|filter| attribute(filter.body.get(TC_HEADER..)?, TCA_KIND));
         if let Some(kind) = kinds.map(text).find(|kind| kind != "bpf") {
             return Ok(Some(format!("its interface has another filter ({kind})")));
         }

@@ -32,14 +32,21 @@ const LEGACY: [(&str, &str); 2] = [
 /// Which rules forwarded packets would pass, if any would. Empty chains count too: what is in them changes more often
 /// than anybody could look.
 pub(super) fn rules() -> Option<String> {
-    legacy().or_else(|| match netlink::ask(NETLINK_NETFILTER, GET_CHAIN, netlink::NLM_F_DUMP, &[0; GENERIC_HEADER]) {
-        Ok(chains) => chains.iter().find_map(chain),
-        // A kernel without nftables has no such chains.
-        Err(error) if matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EINVAL | libc::EPROTONOSUPPORT)) => {
-            None
-        }
-        Err(error) => Some(format!("nftables does not tell its chains: {error}")),
-    })
+    legacy().or_else(
+        || match netlink::ask(NETLINK_NETFILTER, GET_CHAIN, netlink::NLM_F_DUMP, &[0; GENERIC_HEADER]) {
+            Ok(chains) => chains.iter().find_map(chain),
+            // A kernel without nftables has no such chains.
+            Err(error)
+                if matches!(
+                    error.raw_os_error(),
+                    Some(libc::EOPNOTSUPP | libc::EINVAL | libc::EPROTONOSUPPORT)
+                ) =>
+            {
+                None
+            }
+            Err(error) => Some(format!("nftables does not tell its chains: {error}")),
+        },
+    )
 }
 
 fn legacy() -> Option<String> {
@@ -66,6 +73,14 @@ fn chain(answer: &Answer) -> Option<String> {
     if local || family == NFPROTO_ARP {
         return None;
     }
-    let name = |kind| netlink::attribute(attributes, kind).map(netlink::text).unwrap_or_default();
-    Some(format!("nftables has chain {} {}", name(NFTA_CHAIN_TABLE), name(NFTA_CHAIN_NAME)))
+    let name = |kind| {
+        netlink::attribute(attributes, kind)
+            .map(netlink::text)
+            .unwrap_or_default()
+    };
+    Some(format!(
+        "nftables has chain {} {}",
+        name(NFTA_CHAIN_TABLE),
+        name(NFTA_CHAIN_NAME)
+    ))
 }

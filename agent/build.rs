@@ -30,14 +30,18 @@ fn build() -> Result<(), Box<dyn Error>> {
     }
 
     let next_layout = env::var_os("CARGO_FEATURE_NEXT_LAYOUT").is_some();
-    let (features, dir): (&[&str], _) = if next_layout {
-        (&["next-layout"], "bpf-next")
+    let (features, mut dir): (&[&str], _) = if next_layout {
+        (&["next-layout"], "bpf-next".to_owned())
     } else {
-        (&[], "bpf")
+        (&[], "bpf".to_owned())
     };
+    let arch = env::var("CARGO_CFG_TARGET_ARCH")?;
+    if env::var("TARGET")? != env::var("HOST")? {
+        // Objects of two architectures have one file name.
+        dir = format!("{dir}-{arch}");
+    }
     let out = PathBuf::from(env::var("OUT_DIR")?);
     let target_dir = target_directory(&out).unwrap_or(&out).join(dir);
-    let arch = env::var("CARGO_CFG_TARGET_ARCH")?;
 
     let toolchain = bpf::Toolchain::find()?;
     let status = toolchain
@@ -56,5 +60,9 @@ fn build() -> Result<(), Box<dyn Error>> {
 /// The workspace's target directory, found from the build script's own: cargo tags it. The eBPF object gets a
 /// directory beside `debug` and `release`, so that all profiles share it and no two cargos wait for one lock.
 fn target_directory(out: &Path) -> Option<&Path> {
-    out.ancestors().find(|dir| dir.join("CACHEDIR.TAG").exists())
+    let tagged = |dir: &&Path| dir.join("CACHEDIR.TAG").exists();
+    let found = out.ancestors().find(tagged)?;
+    // With `--target`, cargo builds in a directory of that name in the target directory, and tags both.
+    let of_target = env::var_os("TARGET").is_some_and(|target| found.file_name() == Some(&target));
+    Some(found.parent().filter(|dir| of_target && tagged(dir)).unwrap_or(found))
 }

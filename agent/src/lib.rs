@@ -9,6 +9,7 @@ pub mod flow;
 pub mod identity;
 pub mod index;
 pub mod memory;
+pub mod metrics;
 pub mod object;
 pub mod policy;
 pub mod source;

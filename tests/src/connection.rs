@@ -9,11 +9,19 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
+/// An echo that has not come by then never comes.
+const SLOWEST: Duration = Duration::from_secs(10);
+
+/// Nothing heard for that long, on a machine where an echo takes microseconds: nothing passes.
+const SILENCE: Duration = Duration::from_millis(500);
+
 /// A TCP connection to an echo server.
 #[derive(Debug)]
 pub struct Connection {
     stream: TcpStream,
     sent: u64,
+    /// Segments that were lost before: a SYN while neighbours were still being asked for.
+    lost_before: u32,
 }
 
 impl Connection {
@@ -23,7 +31,28 @@ impl Connection {
     /// If its options cannot be set.
     pub fn new(stream: TcpStream) -> Result<Self> {
         stream.set_nodelay(true).context("set TCP_NODELAY")?;
-        Ok(Self { stream, sent: 0 })
+        let lost_before = lost(&stream)?;
+        Ok(Self {
+            stream,
+            sent: 0,
+            lost_before,
+        })
+    }
+
+    /// Whether an echo comes, however slow the machine is. False: nothing came, or the connection has ended.
+    ///
+    /// # Errors
+    /// If something else comes back.
+    pub fn echoes(&mut self) -> Result<bool> {
+        self.echo(SLOWEST)
+    }
+
+    /// Whether no echo comes: the connection is cut or has ended.
+    ///
+    /// # Errors
+    /// If something else comes back.
+    pub fn is_cut(&mut self) -> Result<bool> {
+        self.echo(SILENCE).map(|echoed| !echoed)
     }
 
     /// Sends a number and waits for its echo. False: nothing came in time, or the connection has ended.
@@ -59,18 +88,24 @@ impl Connection {
         }
     }
 
-    /// Segments that the kernel has had to send again: packets were lost.
+    /// Segments that were lost since the connection stands.
     ///
     /// # Errors
     /// If the kernel does not say.
-    pub fn retransmitted(&self) -> Result<u32> {
-        tcp_info(&self.stream).map(|info| info.tcpi_total_retrans)
+    pub fn lost(&self) -> Result<u32> {
+        lost(&self.stream).map(|lost| lost.saturating_sub(self.lost_before))
     }
 
     #[must_use]
     pub fn into_stream(self) -> TcpStream {
         self.stream
     }
+}
+
+/// Segments that the kernel has sent again, less those of which the other end says that it had them already (DSACK, RFC
+/// 2883). A machine that stands still for longer than the retransmission time-out sends again what was never lost.
+fn lost(stream: &TcpStream) -> Result<u32> {
+    tcp_info(stream).map(|info| info.tcpi_total_retrans.saturating_sub(info.tcpi_dsack_dups))
 }
 
 fn tcp_info(stream: &TcpStream) -> Result<libc::tcp_info> {
@@ -88,5 +123,10 @@ fn tcp_info(stream: &TcpStream) -> Result<libc::tcp_info> {
         )
     };
     ensure!(result == 0, "TCP_INFO: {}", std::io::Error::last_os_error());
+    let counted = std::mem::offset_of!(libc::tcp_info, tcpi_dsack_dups) + size_of::<u32>();
+    ensure!(
+        length as usize >= counted,
+        "TCP_INFO: {length} bytes; a kernel before 4.19 does not count duplicates"
+    );
     Ok(info)
 }

@@ -2,11 +2,14 @@
 //! runner of conformance cases.
 
 pub mod binary;
+pub mod cluster;
 pub mod conformance;
 pub mod connection;
 pub mod lab;
 pub mod nanoseconds;
 pub mod packet;
+pub mod promql;
+pub mod scrape;
 pub mod testrun;
 pub mod traffic;
 pub mod world;

@@ -33,8 +33,8 @@ pub struct TrafficReport {
     /// Round trips on the connection, and whether it broke.
     pub round_trips: u64,
     pub broken: bool,
-    /// Segments sent again.
-    pub retransmitted: u32,
+    /// Segments of the connection that were lost.
+    pub lost_segments: u32,
     /// New connections tried to where they must be answered, and how many were not.
     pub opened: u64,
     pub refused: u64,
@@ -122,7 +122,7 @@ impl TrafficReport {
     /// # Errors
     /// What there was instead.
     pub fn unharmed(&self) -> Result<()> {
-        let harmed = self.lost > 0 || self.broken || self.retransmitted > 0 || self.refused > 0 || self.leaked > 0;
+        let harmed = self.lost > 0 || self.broken || self.lost_segments > 0 || self.refused > 0 || self.leaked > 0;
         let idle = self.sent == 0 || self.round_trips == 0 || self.opened == 0;
         if harmed || idle {
             Err(anyhow!("the traffic was disturbed: {self:?}"))
@@ -161,7 +161,7 @@ fn echoes(stop: &AtomicBool, datagrams: &UdpSocket, mut connection: Connection) 
         }
         thread::sleep(PAUSE);
     }
-    report.retransmitted = connection.retransmitted()?;
+    report.lost_segments = connection.lost()?;
     Ok(report)
 }
 

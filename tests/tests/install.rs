@@ -1,15 +1,11 @@
 //! An agent that is installed under running connections takes over those that policy allows.
 
-use std::time::Duration;
-
 use anyhow::{Result, ensure};
 use weir_tests::{
     lab::{Family, agent::AgentOptions, agent::Attach, probe::Verdict},
     traffic::Traffic,
     world::{Plan, World},
 };
-
-const ECHO: Duration = Duration::from_millis(500);
 
 /// x/server takes connections from x/a; x/client opens none but to x/server.
 const POLICIES: &str = "apiVersion: networking.k8s.io/v1
@@ -22,6 +18,16 @@ spec:
   - from:
     - podSelector: {matchLabels: {pod: a}}
 ";
+
+/// What of one kind of traffic the kernel itself may lose while the programs are attached to the two interfaces that it
+/// crosses. A new clsact qdisc takes the transmit queue of its interface away for a moment (`qdisc_graft` in
+/// net/sched/sch_api.c deactivates the device; the drop reason is QDISC_DROP). TCX needs no qdisc.
+fn taken_by_the_kernel(attach: Attach) -> u64 {
+    match attach {
+        Attach::Tc => 2,
+        Attach::Tcx => 0,
+    }
+}
 
 fn running_connections_are_adopted(attach: Attach, second: &'static str) -> Result<()> {
     let plan = Plan {
@@ -47,34 +53,33 @@ fn running_connections_are_adopted(attach: Attach, second: &'static str) -> Resu
         }
         for connection in allowed.iter_mut().chain(&mut forbidden).chain(&mut backward) {
             ensure!(
-                connection.echo(ECHO)?,
+                connection.echoes()?,
                 "a connection does not echo before there is an agent"
             );
         }
         world.start_agents()?;
+        // A question that passed before the programs were there, and whose answer came after: nothing tells that answer
+        // from a flow that the server opens, which policy forbids. One of each kind can be on its way.
+        let on_its_way = 1;
         for connection in &mut allowed {
-            ensure!(
-                connection.echo(ECHO)?,
-                "a running connection that policy allows was cut"
-            );
-            ensure!(connection.retransmitted()? == 0, "a running connection lost packets");
+            ensure!(connection.echoes()?, "a running connection that policy allows was cut");
+            ensure!(connection.lost()? == 0, "a running connection lost packets");
         }
         for traffic in traffic {
             let report = traffic.stop(world)?;
             ensure!(
-                !report.broken && report.retransmitted == 0,
+                !report.broken && u64::from(report.lost_segments) <= taken_by_the_kernel(attach),
                 "a running connection was harmed: {report:?}"
             );
-            // A question that passed before the programs were there, and whose answer came after: nothing tells that
-            // answer from a flow that the server opens, which policy forbids. One of each kind can be on its way.
+            let at_most = on_its_way + taken_by_the_kernel(attach);
             ensure!(
-                report.lost <= 1 && report.refused <= 1,
+                report.lost <= at_most && report.refused <= at_most,
                 "more than what was on its way was lost: {report:?}"
             );
         }
         for connection in &mut forbidden {
             ensure!(
-                !connection.echo(ECHO)?,
+                connection.is_cut()?,
                 "a running connection that policy forbids lives on"
             );
         }

@@ -81,12 +81,9 @@ fn traffic_does_not_notice(attach: Attach) -> Result<()> {
         }
         // The agent that took over is in charge: it cuts and admits.
         let mut connection = world.connect("x/a", "x/server", Family::V4, 80)?;
-        ensure!(connection.echo(ALONE)?, "a fresh connection does not echo");
+        ensure!(connection.echoes()?, "a fresh connection does not echo");
         world.policy("server", &only_from("b"))?;
-        ensure!(
-            !connection.echo(ALONE)?,
-            "a connection survived the policy that forbids it"
-        );
+        ensure!(connection.is_cut()?, "a connection survived the policy that forbids it");
         world.expect(&[
             ("x/b", "x/server", 80, Verdict::Allow),
             ("x/a", "x/server", 80, Verdict::Deny),
@@ -109,7 +106,7 @@ fn what_changed_while_no_agent_ran_is_enforced_by_the_next() -> Result<()> {
     for attach in [Attach::Tcx, Attach::Tc] {
         world(attach)?.check(|world| {
             let mut cut = world.connect("x/a", "x/server", Family::V4, 80)?;
-            ensure!(cut.echo(ALONE)?, "a fresh connection does not echo");
+            ensure!(cut.echoes()?, "a fresh connection does not echo");
             world.agent("node-1")?.kill()?;
             world.manifests.text("server", &only_from("b"))?;
             world.remove_pod("x/b")?;
@@ -123,7 +120,7 @@ fn what_changed_while_no_agent_ran_is_enforced_by_the_next() -> Result<()> {
             let agent = world.agent("node-1")?;
             agent.spawn()?;
             agent.wait(ENFORCED)?;
-            ensure!(!cut.echo(ALONE)?, "a connection survived the policy that forbids it");
+            ensure!(cut.is_cut()?, "a connection survived the policy that forbids it");
             world.expect(&[
                 ("x/b", "x/server", 80, Verdict::Allow),
                 ("x/a", "x/server", 80, Verdict::Deny),
@@ -259,7 +256,7 @@ fn detach_leaves_nothing_with_and_without_an_agent() -> Result<()> {
                 );
                 let left = hooked(world, &interface)?;
                 ensure!(left.is_empty(), "on {interface}: {left}");
-                ensure!(connection.echo(ALONE)?, "a connection broke");
+                ensure!(connection.echoes()?, "a connection broke");
                 world.expect(&[("x/b", "x/server", 80, Verdict::Allow)])
             })?;
         }
@@ -274,7 +271,7 @@ fn connections_live_on_through_upgrades_to_another_layout_and_back() -> Result<(
         world(attach)?.check(|world| {
             let mut old = world.connect("x/a", "x/server", Family::V4, 80)?;
             let mut old_v6 = world.connect("x/a", "x/server", Family::V6, 80)?;
-            ensure!(old.echo(ALONE)? && old_v6.echo(ALONE)?, "fresh connections do not echo");
+            ensure!(old.echoes()? && old_v6.echoes()?, "fresh connections do not echo");
             for binary in [Some(next.clone()), None] {
                 let traffic = Traffic::start(world, Family::V4, ("x/a", "x/server"), Some(("x/b", "x/server")))?;
                 let agent = world.agent("node-1")?;
@@ -288,15 +285,15 @@ fn connections_live_on_through_upgrades_to_another_layout_and_back() -> Result<(
                     .unharmed()
                     .with_context(|| format!("upgrade to {binary:?}"))?;
                 ensure!(
-                    old.echo(ALONE)? && old_v6.echo(ALONE)?,
+                    old.echoes()? && old_v6.echoes()?,
                     "a connection did not survive the upgrade"
                 );
-                ensure!(old.retransmitted()? == 0, "a connection lost packets in the upgrade");
+                ensure!(old.lost()? == 0, "a connection lost packets in the upgrade");
                 world.expect(&A_ONLY)?;
             }
             world.policy("server", &only_from("b"))?;
             ensure!(
-                !old.echo(ALONE)? && !old_v6.echo(ALONE)?,
+                old.is_cut()? && old_v6.is_cut()?,
                 "a carried connection survived the policy that forbids it"
             );
             Ok(())

@@ -142,11 +142,12 @@ impl Toolchain {
             libraries.push(":");
             libraries.push(others);
         }
-        let rustflags = [
+        let mut rustflags = vec![
             format!("--cfg=bpf_target_arch=\"{}\"", kernel_arch(arch)),
             "-Cdebuginfo=2".into(),
             "-Clink-arg=--btf".into(),
         ];
+        rustflags.extend(remap_paths(root));
         cargo
             .current_dir(root)
             .env("CARGO", &self.cargo)
@@ -161,6 +162,16 @@ impl Toolchain {
             .arg(target_dir)
             .args(features.iter().map(|feature| format!("--features={feature}")));
         cargo
+    }
+
+    /// The compiler; it has the sources of its own library.
+    pub fn rustc(&self) -> &Path {
+        &self.rustc
+    }
+
+    /// The cargo beside it.
+    pub fn cargo(&self) -> &Path {
+        &self.cargo
     }
 
     /// The clippy that belongs to this compiler; it may not be installed.
@@ -283,15 +294,26 @@ pub fn tools() -> Option<PathBuf> {
     Some(cache.or_else(|| Some(home()?.join(".cache")))?.join("weir/tools"))
 }
 
+/// Compiler flags by which what is built does not show where it was built: two checkouts of one commit give the same
+/// bytes.
+pub fn remap_paths(root: &Path) -> Vec<String> {
+    let cargo = cargo_home().map(|dir| format!("--remap-path-prefix={}=/cargo", dir.display()));
+    let root = format!("--remap-path-prefix={}=/weir", root.display());
+    cargo.into_iter().chain([root]).collect()
+}
+
+fn cargo_home() -> Option<PathBuf> {
+    env::var_os("CARGO_HOME")
+        .map(PathBuf::from)
+        .or_else(|| Some(home()?.join(".cargo")))
+}
+
 /// The first `bpf-linker` of a series that fits, in the tools directory, cargo's own, or PATH.
 fn find_linker() -> Result<PathBuf, Vec<String>> {
     const NAME: &str = "bpf-linker";
     let series = |version: &str| version.rsplit_once('.').map(|(series, _)| series.to_owned());
     let tools = tools().map(|dir| dir.join("bin"));
-    let cargo = env::var_os("CARGO_HOME")
-        .map(PathBuf::from)
-        .or_else(|| Some(home()?.join(".cargo")))
-        .map(|dir| dir.join("bin"));
+    let cargo = cargo_home().map(|dir| dir.join("bin"));
     let path = env::var_os("PATH").unwrap_or_default();
 
     let mut misfits = Vec::new();
@@ -333,7 +355,7 @@ fn output(command: &mut Command) -> Result<String, String> {
 }
 
 /// Whether a variable carries the settings of a surrounding build, made for another compiler and target.
-fn inherited_setting(key: &OsStr) -> bool {
+pub fn inherited_setting(key: &OsStr) -> bool {
     const EXACT: [&str; 10] = [
         "RUSTFLAGS",
         "CARGO_ENCODED_RUSTFLAGS",

@@ -10,7 +10,11 @@ mod bench;
 mod bpf;
 mod build;
 mod cargo_tool;
+mod cluster;
+mod crds;
 mod demo;
+mod go;
+mod image;
 mod lint;
 mod machine;
 mod packages;
@@ -46,8 +50,22 @@ enum Verb {
     /// a connection was refused. Takes under a minute after the build, and leaves nothing behind.
     Demo(demo::Arguments),
 
+    /// Write the container image as an OCI archive, without a container engine
+    ///
+    /// Builds a static binary with optimisations. Two builds of one commit by one compiler give one digest.
+    Image(image::Arguments),
+
+    /// Generate the CustomResourceDefinitions of Calico's kinds (deploy/crds, and the chart's)
+    Crds(crds::Arguments),
+
     /// Run all tests: those of each crate, and the suites with real packets
     Test(test::Arguments),
+
+    /// Make a real Kubernetes cluster out of namespaces, and use it: kind without Docker
+    ///
+    /// Control plane and nodes are Kubernetes' own programs, built from source on first use (some minutes), and run in
+    /// namespaces of this machine. `up` returns when all nodes are ready.
+    Cluster(cluster::Arguments),
 
     /// Check formatting, lints (host and eBPF), spelling, licences and dependencies
     Lint(lint::Arguments),
@@ -71,8 +89,11 @@ fn run(verb: Verb) -> Result<()> {
         Verb::Setup(arguments) => setup::run(&arguments),
         Verb::Build(arguments) => build::run(&arguments),
         Verb::Demo(arguments) => demo::run(&arguments),
+        Verb::Image(arguments) => image::run(&arguments),
+        Verb::Crds(arguments) => crds::run(&arguments),
         Verb::Test(arguments) => test::run(&arguments),
         Verb::Lint(arguments) => lint::run(&arguments),
+        Verb::Cluster(arguments) => cluster::run(&arguments),
         Verb::Bench(arguments) => bench::run(&arguments),
     }
 }

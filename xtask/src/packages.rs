@@ -14,16 +14,24 @@ pub struct Program {
 }
 
 /// Every program of the distribution that any verb runs.
-const PROGRAMS: [Program; 9] = [
+const PROGRAMS: [Program; 13] = [
     Program {
         name: "cc",
         package: "gcc",
-        verbs: &[Verb::Build, Verb::Demo, Verb::Test, Verb::Lint, Verb::Bench],
+        verbs: &[
+            Verb::Build,
+            Verb::Demo,
+            Verb::Test,
+            Verb::Lint,
+            Verb::Bench,
+            Verb::Image,
+            Verb::Cluster,
+        ],
     },
     Program {
         name: "ip",
         package: "iproute2",
-        verbs: &[Verb::Demo, Verb::Test, Verb::Bench],
+        verbs: &[Verb::Demo, Verb::Test, Verb::Bench, Verb::Cluster],
     },
     Program {
         name: "bridge",
@@ -38,12 +46,12 @@ const PROGRAMS: [Program; 9] = [
     Program {
         name: "nft",
         package: "nftables",
-        verbs: &[Verb::Test, Verb::Bench],
+        verbs: &[Verb::Test, Verb::Bench, Verb::Cluster],
     },
     Program {
         name: "iptables",
         package: "iptables",
-        verbs: &[Verb::Test, Verb::Bench],
+        verbs: &[Verb::Test, Verb::Bench, Verb::Cluster],
     },
     Program {
         name: "ipset",
@@ -53,12 +61,33 @@ const PROGRAMS: [Program; 9] = [
     Program {
         name: "conntrack",
         package: "conntrack",
-        verbs: &[Verb::Test, Verb::Bench],
+        verbs: &[Verb::Test, Verb::Bench, Verb::Cluster],
     },
     Program {
         name: "bpftool",
         package: "bpftool",
         verbs: &[Verb::Test, Verb::Bench],
+    },
+    Program {
+        name: "containerd",
+        package: "containerd",
+        verbs: &[Verb::Cluster],
+    },
+    Program {
+        name: "ctr",
+        package: "containerd",
+        verbs: &[Verb::Cluster],
+    },
+    Program {
+        name: "runc",
+        package: "runc",
+        verbs: &[Verb::Cluster],
+    },
+    // A CNI plugin, of which there are many.
+    Program {
+        name: "/usr/lib/cni/ptp",
+        package: "containernetworking-plugins",
+        verbs: &[Verb::Cluster],
     },
 ];
 

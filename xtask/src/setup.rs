@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::{
     bpf::{NoToolchain, Toolchain},
     cargo_tool::{self, CargoTool},
-    machine, packages, process, workspace,
+    go, machine, packages, process, workspace,
 };
 
 #[derive(clap::Args)]
@@ -21,9 +21,19 @@ pub enum Verb {
     Test,
     Lint,
     Bench,
+    Image,
+    Cluster,
 }
 
-const ALL: [Verb; 5] = [Verb::Build, Verb::Demo, Verb::Test, Verb::Lint, Verb::Bench];
+const ALL: [Verb; 7] = [
+    Verb::Build,
+    Verb::Demo,
+    Verb::Test,
+    Verb::Lint,
+    Verb::Bench,
+    Verb::Image,
+    Verb::Cluster,
+];
 
 /// Checks everything and says what it finds.
 pub fn run(_arguments: &Arguments) -> Result<()> {
@@ -56,12 +66,15 @@ struct Check {
 impl Check {
     fn verbs(&mut self, verbs: &[Verb]) {
         let runs = |verb| verbs.contains(&verb);
-        if runs(Verb::Demo) || runs(Verb::Test) || runs(Verb::Bench) {
+        if runs(Verb::Demo) || runs(Verb::Test) || runs(Verb::Bench) || runs(Verb::Cluster) {
             self.note("kernel", machine::kernel());
             self.privileges();
         }
         self.programs(verbs);
         self.bpf_toolchain(runs(Verb::Lint));
+        if runs(Verb::Test) || runs(Verb::Cluster) {
+            self.note("Go", go::ensure());
+        }
         if runs(Verb::Lint) {
             self.cargo_tool(&cargo_tool::TYPOS);
             self.cargo_tool(&cargo_tool::DENY);

@@ -86,7 +86,7 @@ impl Checker {
 
     fn finish(mut self) -> Vec<Problem> {
         for (unknown, (file, line, object, _)) in self.unknown {
-            let mut problem = unknown.problem(1).in_file(file, Some(line));
+            let mut problem = unknown.problem(1, "files").in_file(file, Some(line));
             problem.object = object.map(|object| object.to_string());
             self.problems.push(problem);
         }

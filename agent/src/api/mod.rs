@@ -45,5 +45,6 @@ pub use self::{
     },
     parse::{Outcome, Parsed, Parser, Unknown},
     problem::{Problem, Severity},
+    registry::{ApiKind, api_kinds},
     yaml::{Document, YamlError, objects},
 };

@@ -9,7 +9,7 @@ use super::{
     calico,
     intern::Interner,
     labels::is_subdomain,
-    object::{Object, ObjectKey},
+    object::{Object, ObjectKey, ObjectKind},
     problem::{Problem, Severity},
     registry::{self, Kind},
 };
@@ -57,12 +57,12 @@ pub enum Unknown {
 }
 
 impl Unknown {
-    /// The warning, for the first object that has it and the number of all that do.
+    /// The warning, for the first that has it, and the number of all `of` (`files`, `objects`) that do.
     #[must_use]
-    pub fn problem(&self, count: usize) -> Problem {
+    pub fn problem(&self, count: usize, of: &str) -> Problem {
         let others = match count {
             0 | 1 => String::new(),
-            count => format!(" (in {count} files, this is one)"),
+            count => format!(" (in {count} {of}, this is one)"),
         };
         match self {
             Self::Kind { api_version, kind } => {
@@ -94,6 +94,8 @@ impl Unknown {
 #[derive(Default)]
 pub struct Parser {
     interner: Interner,
+    /// Core objects have passed an API server's validation: only what may be newer than Weir is held against its schema.
+    validated: bool,
 }
 
 /// What a kind's parser works with.
@@ -109,6 +111,16 @@ impl Parser {
     #[must_use]
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// For objects that an API server hands out. It has checked those of its own kinds, and may know fields of them that
+    /// are newer than Weir: only a policy's fields are held against what Weir knows.
+    #[must_use]
+    pub fn of_validated() -> Self {
+        Self {
+            validated: true,
+            ..Self::default()
+        }
     }
 
     /// One object. `of_list`: apiVersion and kind of the items, if it is an item of a typed list (which need not say
@@ -192,6 +204,9 @@ impl Parser {
             interner: &mut self.interner,
         };
         parsed.outcome = (kind.parse)(&mut context);
+        if self.validated && !matters(kind.object) {
+            return Ok(());
+        }
         let misfits = (kind.schema)(value);
         parsed.unknown.extend(
             misfits
@@ -250,6 +265,14 @@ impl Parser {
         let name = (kind.name)(root, name);
         Ok((self.interner.string(namespace), self.interner.string(&name)))
     }
+}
+
+/// Whether a field that Weir does not know may change what is enforced.
+const fn matters(kind: ObjectKind) -> bool {
+    matches!(
+        kind,
+        ObjectKind::Policy(_) | ObjectKind::Tier | ObjectKind::NetworkSet | ObjectKind::GlobalNetworkSet
+    )
 }
 
 /// Kind and name as far as they can be read, for messages.

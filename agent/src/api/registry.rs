@@ -23,6 +23,8 @@ pub(super) struct Kind {
     /// Versions whose objects the parser understands.
     pub(super) versions: &'static [&'static str],
     pub(super) kind: &'static str,
+    /// The resource's name in the paths of the API.
+    pub(super) plural: &'static str,
     pub(super) object: ObjectKind,
     pub(super) namespaced: bool,
     /// The name by which the object is known, given its text and the name in its metadata.
@@ -37,6 +39,7 @@ static KINDS: &[Kind] = &[
         group: "",
         versions: &["v1"],
         kind: "Node",
+        plural: "nodes",
         object: ObjectKind::Node,
         namespaced: false,
         name: as_written,
@@ -47,6 +50,7 @@ static KINDS: &[Kind] = &[
         group: "",
         versions: &["v1"],
         kind: "Namespace",
+        plural: "namespaces",
         object: ObjectKind::Namespace,
         namespaced: false,
         name: as_written,
@@ -57,6 +61,7 @@ static KINDS: &[Kind] = &[
         group: "",
         versions: &["v1"],
         kind: "Pod",
+        plural: "pods",
         object: ObjectKind::Pod,
         namespaced: true,
         name: as_written,
@@ -67,6 +72,7 @@ static KINDS: &[Kind] = &[
         group: "",
         versions: &["v1"],
         kind: "ServiceAccount",
+        plural: "serviceaccounts",
         object: ObjectKind::ServiceAccount,
         namespaced: true,
         name: as_written,
@@ -77,6 +83,7 @@ static KINDS: &[Kind] = &[
         group: "",
         versions: &["v1"],
         kind: "Service",
+        plural: "services",
         object: ObjectKind::Service,
         namespaced: true,
         name: as_written,
@@ -87,6 +94,7 @@ static KINDS: &[Kind] = &[
         group: "discovery.k8s.io",
         versions: &["v1"],
         kind: "EndpointSlice",
+        plural: "endpointslices",
         object: ObjectKind::EndpointSlice,
         namespaced: true,
         name: as_written,
@@ -97,6 +105,7 @@ static KINDS: &[Kind] = &[
         group: "networking.k8s.io",
         versions: &["v1"],
         kind: "NetworkPolicy",
+        plural: "networkpolicies",
         object: ObjectKind::Policy(PolicyKind::KubernetesNetworkPolicy),
         namespaced: true,
         name: as_written,
@@ -104,6 +113,31 @@ static KINDS: &[Kind] = &[
         schema: misfits::<NetworkPolicy>,
     },
 ];
+
+/// A kind as the Kubernetes API serves it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ApiKind {
+    /// Empty for the core group.
+    pub group: &'static str,
+    pub version: &'static str,
+    pub kind: &'static str,
+    /// Its name in paths, as in `/apis/networking.k8s.io/v1/networkpolicies`.
+    pub plural: &'static str,
+    pub object: ObjectKind,
+    pub namespaced: bool,
+}
+
+/// Every kind that is understood, in every group that may serve it.
+pub fn api_kinds() -> impl Iterator<Item = ApiKind> {
+    all().map(|kind| ApiKind {
+        group: kind.group,
+        version: kind.versions.first().copied().unwrap_or_default(),
+        kind: kind.kind,
+        plural: kind.plural,
+        object: kind.object,
+        namespaced: kind.namespaced,
+    })
+}
 
 /// Group and version of an apiVersion (`v1` is version v1 of the group without a name).
 pub(super) fn group_version(api_version: &str) -> (&str, &str) {

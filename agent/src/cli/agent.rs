@@ -18,6 +18,7 @@ use crate::{
         options::{AgentOptions, AttachMode, FlowLogOptions, FlowLogTarget, Forward},
     },
     memory,
+    source::{SourceOptions, kubernetes},
 };
 
 /// A size in bytes, written with or without a unit.
@@ -75,11 +76,14 @@ fn forward_modes() -> impl TypedValueParser<Value = Forward> {
 #[derive(Debug, Args)]
 pub struct Agent {
     /// Name of this node's Node object [default: the host's name]
-    #[arg(long, value_name = "NAME", env = "NODE_NAME")]
+    #[arg(long, value_name = "NAME", env = "WEIR_NODE_NAME")]
     pub node: Option<String>,
-    /// Directory of manifests to enforce: every *.yaml, *.yml and *.json below it, watched for changes
-    #[arg(long, value_name = "DIR")]
-    pub manifests: PathBuf,
+    /// Enforce what is in the Kubernetes API that this file leads to [default: that of the cluster whose pod this is]
+    #[arg(long, value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+    /// Enforce what is in this directory instead: every *.yaml, *.yml and *.json below it, watched for changes
+    #[arg(long, value_name = "DIR", conflicts_with = "kubeconfig")]
+    pub manifests: Option<PathBuf>,
     #[command(flatten)]
     pub run_dir: RunDir,
     /// Directory on a bpffs for what must outlive the agent
@@ -111,7 +115,7 @@ pub struct Agent {
     /// How to log
     #[arg(long, value_enum, value_name = "FORMAT", default_value_t)]
     pub log_format: LogFormat,
-    /// Serve /healthz and /readyz over HTTP at this address
+    /// Serve /livez, /readyz and /metrics over HTTP at this address
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub health_addr: Option<SocketAddr>,
 }
@@ -140,7 +144,12 @@ impl Agent {
     fn options(self) -> Result<AgentOptions, CliError> {
         Ok(AgentOptions {
             node: self.node.map_or_else(hostname, Ok)?,
-            manifests: self.manifests,
+            source: match self.manifests {
+                Some(directory) => SourceOptions::Manifests(directory),
+                None => SourceOptions::Kubernetes(kubernetes::Options {
+                    kubeconfig: self.kubeconfig,
+                }),
+            },
             run_dir: self.run_dir.run_dir,
             bpffs: self.bpffs,
             attach: self.attach,
@@ -237,7 +246,7 @@ mod tests {
             options,
             AgentOptions {
                 node: "n1".to_owned(),
-                manifests: "/m".into(),
+                source: SourceOptions::Manifests("/m".into()),
                 run_dir: "/r".into(),
                 bpffs: "/b".into(),
                 attach: AttachMode::Tc,
@@ -275,6 +284,19 @@ mod tests {
                 max_files: 5
             })
         );
+    }
+
+    #[test]
+    fn the_source_is_the_api_unless_a_directory_is_named() {
+        let source = |args: &[&str]| {
+            let agent = parse(&[&["--node", "n"], args].concat()).expect("parses");
+            agent.options().expect("resolves").source
+        };
+        let api = |kubeconfig| SourceOptions::Kubernetes(kubernetes::Options { kubeconfig });
+        assert_eq!(source(&[]), api(None));
+        assert_eq!(source(&["--kubeconfig", "/k"]), api(Some("/k".into())));
+        assert_eq!(source(&["--manifests", "/m"]), SourceOptions::Manifests("/m".into()));
+        assert!(parse(&["--manifests", "/m", "--kubeconfig", "/k"]).is_err());
     }
 
     #[test]

@@ -45,6 +45,16 @@ pub fn init(level: LogLevel, format: LogFormat) -> anyhow::Result<()> {
     let filter = EnvFilter::builder()
         .with_default_directive(LevelFilter::from(level).into())
         .from_env()?;
+    // Of the HTTP client's steps only what goes wrong, unless RUST_LOG asks for them.
+    let filter = if std::env::var_os(EnvFilter::DEFAULT_ENV).is_none() && level != LogLevel::Trace {
+        ["hyper_util", "kube_client", "tower", "rustls"]
+            .iter()
+            .filter(|_| LevelFilter::from(level) > LevelFilter::WARN)
+            .filter_map(|crate_name| format!("{crate_name}=warn").parse().ok())
+            .fold(filter, EnvFilter::add_directive)
+    } else {
+        filter
+    };
     let stderr = fmt::layer().with_writer(std::io::stderr);
     let layer: Box<dyn Layer<Registry> + Send + Sync> = match format {
         LogFormat::Text => stderr

@@ -3,7 +3,7 @@
 //! | file | what |
 //! |---|---|
 //! | `args` | flags that several verbs share |
-//! | `agent`, `status`, `flows`, `explain`, `check`, `dump`, `detach` | the verbs |
+//! | `agent`, `status`, `flows`, `explain`, `check`, `dump`, `detach`, `uninstall` | the verbs |
 //! | `protocol`, `server`, `client` | how verbs speak with the agent |
 //! | `health` | readiness and liveness over HTTP |
 //! | `logging` | what the agent logs, and how |
@@ -27,6 +27,7 @@ pub mod output;
 pub mod protocol;
 pub mod server;
 pub mod status;
+pub mod uninstall;
 
 #[cfg(test)]
 mod tests;
@@ -61,6 +62,8 @@ pub enum Verb {
     Dump(dump::Dump),
     /// Stop enforcing: detach from every interface and remove everything pinned
     Detach(detach::Detach),
+    /// Remove Weir from a cluster: delete its DaemonSet, and wait until the agents have cleaned their nodes
+    Uninstall(uninstall::Uninstall),
 }
 
 /// Parses the command line and does what it says. The exit code: 0 done, 1 not done, 2 misused, 3 no agent.
@@ -81,6 +84,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Verb::Check(verb) => verb.run(),
         Verb::Dump(verb) => verb.run(),
         Verb::Detach(verb) => verb.run(),
+        Verb::Uninstall(verb) => verb.run(),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

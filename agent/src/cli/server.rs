@@ -33,6 +33,7 @@ use crate::{
         filter::Filter,
         hub::{Hub, Item, RECENT},
     },
+    metrics::Instruments,
 };
 
 /// Connections at once.
@@ -51,6 +52,7 @@ pub struct ControlHandle {
     pub flows: Arc<Hub>,
     /// Name of the node, for lines about lost records.
     pub node: Arc<str>,
+    pub instruments: Arc<Instruments>,
 }
 
 impl ControlHandle {

@@ -139,6 +139,17 @@ fn text(report: &StatusReport, out: &mut dyn Write) -> io::Result<()> {
         )?;
     }
     writeln!(out, "source: {}; {} policies", report.source, report.policies)?;
+    for watch in &report.watches {
+        if let Some(stale) = &watch.stale {
+            writeln!(
+                out,
+                "{YELLOW}stale for {} s:{YELLOW:#} {}: {}",
+                stale.seconds, watch.kind, stale.reason
+            )?;
+        } else if !watch.synced {
+            writeln!(out, "{YELLOW}not read yet:{YELLOW:#} {}", watch.kind)?;
+        }
+    }
     for policy in &report.staged {
         let namespace = policy
             .namespace

@@ -66,6 +66,9 @@ impl Agent {
                     Query::Dump { reply, .. } => {
                         let _ = reply.send(Err(QueryError::new("no such map").remedy("load it")));
                     }
+                    Query::Observe(reply) => {
+                        let _ = reply.send(Err(QueryError::new("the kernel is silent")));
+                    }
                     // Dropped: the client hears that the agent is ending.
                     _ => {}
                 }
@@ -75,6 +78,7 @@ impl Agent {
             queries,
             flows: Hub::new(None),
             node: "n1".into(),
+            instruments: Arc::default(),
         };
         let listener = bind_socket(run_dir.path()).expect("binds");
         tokio::spawn(serve(listener, handle.clone()));
@@ -293,11 +297,16 @@ async fn health_is_the_control_loops() {
         let taken = health::bind(address).await.expect_err("taken").to_string();
         assert!(taken.contains("--health-addr"), "{taken}");
         tokio::spawn(health::serve(listener, agent.handle.clone()));
-        let live = get(address, "/healthz").await;
+        let live = get(address, "/livez").await;
         assert!(live.starts_with("HTTP/1.1 200"), "{live}");
         let answer = get(address, "/readyz").await;
         assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{answer}");
         assert_eq!(answer.contains("first sync"), !ready, "{answer}");
+        let answer = get(address, "/metrics").await;
+        assert!(
+            answer.starts_with("HTTP/1.1 503") && answer.contains("the kernel is silent"),
+            "{answer}"
+        );
     }
     // A loop that has ended is not alive.
     let (queries, _) = mpsc::channel(1);
@@ -305,11 +314,12 @@ async fn health_is_the_control_loops() {
         queries,
         flows: Hub::new(None),
         node: Arc::from("n1"),
+        instruments: Arc::default(),
     };
     let listener = health::bind(([127, 0, 0, 1], 0).into()).await.expect("binds");
     let address = listener.local_addr().expect("an address");
     tokio::spawn(health::serve(listener, handle));
-    let answer = get(address, "/healthz").await;
+    let answer = get(address, "/livez").await;
     assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
 }
 

@@ -25,6 +25,7 @@ use crate::{
     flow::{directory::Directory, hub::Hub, task::FlowTask},
     index::{Index, IndexOutput, LocalPodChange},
     memory,
+    metrics::{Instruments, Trigger},
     policy::{
         change::{Change, PeerKey},
         compile::Compiler,
@@ -60,8 +61,13 @@ pub struct Agent {
     pub(super) waits: Waits,
     pub(super) hits: Hits,
     pub(super) removals: Removals,
+    pub(super) instruments: Arc<Instruments>,
+    /// Plans, and whole states, that were written to the kernel.
+    pub(super) written: u64,
     /// The source has been read once, whole.
     synced: bool,
+    /// What of the source cannot be read, and so is enforced as it was last known, or not at all.
+    incomplete: Option<String>,
     /// When the first sync stops waiting for discovery.
     first_sync_by: Option<Instant>,
     /// Everything of the first sync is enforced, and what was stale is removed.
@@ -87,6 +93,7 @@ pub struct Parts {
     pub directory: Arc<Directory>,
     pub hub: Arc<Hub>,
     pub flows: FlowTask,
+    pub instruments: Arc<Instruments>,
 }
 
 impl Agent {
@@ -108,7 +115,10 @@ impl Agent {
             waits: Waits::default(),
             hits: Hits::default(),
             removals: Removals::default(),
+            instruments: parts.instruments,
+            written: 0,
             synced: false,
+            incomplete: None,
             first_sync_by: None,
             settled: false,
             broken: None,
@@ -123,8 +133,11 @@ impl Agent {
 
     /// Events of the source, as many as there were. One plan for all of them.
     pub fn source_events(&mut self, events: Vec<SourceEvent>) {
+        let arrived = self.instruments.arrivals.take().unwrap_or_else(Instant::now);
+        let written = self.written;
+        let mut trigger = Trigger::Objects;
         let changed = events.iter().map(|event| match event {
-            SourceEvent::Reset(objects) => objects.len(),
+            SourceEvent::Reset(objects) | SourceEvent::ResetKinds { objects, .. } => objects.len(),
             _ => 1,
         });
         if changed.sum::<usize>() >= MANY_OBJECTS {
@@ -136,7 +149,11 @@ impl Agent {
             match event {
                 SourceEvent::Problems { origin, problems } => self.set_problems(origin, problems),
                 SourceEvent::Refreshed(token) => refreshed.push(token),
+                SourceEvent::Incomplete(reason) => self.incomplete = reason,
                 event => {
+                    if matches!(event, SourceEvent::Reset(_) | SourceEvent::ResetKinds { .. }) {
+                        trigger = Trigger::Sync;
+                    }
                     if matches!(event, SourceEvent::Reset(_)) && !self.synced {
                         self.synced = true;
                         self.first_sync_by = Some(Instant::now() + FIRST_DISCOVERY);
@@ -146,6 +163,9 @@ impl Agent {
             }
         }
         self.changed(output);
+        if self.written != written {
+            self.instruments.programmed(trigger, arrived.elapsed());
+        }
         for token in refreshed {
             self.waits.refreshed(token);
         }
@@ -246,6 +266,9 @@ impl Agent {
         }
         if !self.settled {
             return Some("interfaces of pods are still being looked for".to_owned());
+        }
+        if let Some(reason) = &self.incomplete {
+            return Some(reason.clone());
         }
         self.shortages.first().map(|shortage| {
             format!(

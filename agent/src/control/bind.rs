@@ -13,6 +13,7 @@ use super::{
 };
 use crate::{
     datapath::{self, InterfaceBinding},
+    metrics::Trigger,
     policy::change::{Change, PeerKey},
 };
 
@@ -115,6 +116,9 @@ impl Agent {
                 if let Some(endpoint) = self.endpoints.get_mut(pod) {
                     endpoint.attached = true;
                     endpoint.trouble = None;
+                    if let Some(known) = endpoint.known_since.take() {
+                        self.instruments.programmed(Trigger::Endpoint, known.elapsed());
+                    }
                 }
             }
             Err(error) => self.trouble(pod, &error),
@@ -123,6 +127,7 @@ impl Agent {
 
     pub(super) fn trouble(&mut self, pod: &PeerKey, error: &datapath::Error) {
         error!(%pod, %error, "not enforced; it is tried again");
+        self.instruments.kernel_failures.inc();
         self.retry = Some(Instant::now() + RETRY);
         if let Some(endpoint) = self.endpoints.get_mut(pod) {
             endpoint.attached = false;

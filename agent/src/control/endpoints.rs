@@ -1,6 +1,6 @@
 //! Local pods on their way to an enforced interface.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{collections::BTreeMap, net::IpAddr, time::Instant};
 
 use crate::{datapath::OldEndpoint, index::LocalPod, policy::change::PeerKey};
 
@@ -27,6 +27,8 @@ pub struct LocalEndpoint {
     pub remark: Option<String>,
     /// Discovery has said something about it: found, or why not.
     pub answered: bool,
+    /// When it became known. None: it has been enforced since.
+    pub known_since: Option<Instant>,
 }
 
 impl LocalEndpoint {
@@ -39,6 +41,7 @@ impl LocalEndpoint {
             trouble: None,
             remark: None,
             answered: false,
+            known_since: Some(Instant::now()),
         }
     }
 }

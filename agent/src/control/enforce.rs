@@ -54,8 +54,10 @@ impl Agent {
         }
         self.removals.spare(&add);
         self.removals.spare(&flip);
-        if let Err(error) = self.datapath.execute(&add).and_then(|()| self.datapath.execute(&flip)) {
-            self.fail("write decisions", &error);
+        match self.datapath.execute(&add).and_then(|()| self.datapath.execute(&flip)) {
+            // What is only removed changes no decision.
+            Ok(()) => self.written += u64::from(!(add.is_empty() && flip.is_empty())),
+            Err(error) => self.fail("write decisions", &error),
         }
         self.removals.schedule(Instant::now(), serial, remove);
     }
@@ -93,6 +95,7 @@ impl Agent {
         {
             return self.fail("fill a new generation", &error);
         }
+        self.written += 1;
         let pods: Vec<(PeerKey, u32)> = self
             .endpoints
             .iter()
@@ -113,6 +116,7 @@ impl Agent {
 
     pub(super) fn fail(&mut self, what: &str, error: &datapath::Error) {
         error!("cannot {what}: {error}");
+        self.instruments.kernel_failures.inc();
         self.broken = Some((format!("cannot {what}: {error}"), Instant::now() + RETRY));
     }
 }

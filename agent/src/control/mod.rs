@@ -9,7 +9,7 @@
 //! | `hits` | how often each rule was hit |
 //! | `staging` | staged policies |
 //! | `wait` | who waits until everything is enforced |
-//! | `status`, `dump`, `explain` | the answers to questions about the whole |
+//! | `status`, `observe`, `dump`, `explain` | the answers to questions about the whole |
 //! | `options` | what `weir agent` was told |
 //! | `query` | the questions that the loop answers, and the shapes of the answers |
 
@@ -21,6 +21,7 @@ mod enforce;
 pub mod explain;
 mod forwarding;
 mod hits;
+mod observe;
 pub mod options;
 pub mod query;
 mod removals;
@@ -55,7 +56,8 @@ use crate::{
         sink::Sink,
         task::{FlowTask, Shared},
     },
-    source::manifests::{self, ManifestSource},
+    metrics::Instruments,
+    source::Source,
 };
 
 /// Events of the source that are taken in at once.
@@ -81,12 +83,14 @@ pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
         None => None,
     };
     let hub = Hub::new(sink);
+    let instruments = Arc::new(Instruments::default());
     let directory = Arc::new(Directory::default());
     let (questions, mut asked) = mpsc::channel(QUESTIONS);
     let handle = ControlHandle {
         queries: questions,
         flows: Arc::clone(&hub),
         node: Arc::clone(&node),
+        instruments: Arc::clone(&instruments),
     };
     let socket = server::bind_socket(&options.run_dir)
         .with_context(|| format!("cannot listen in the run directory {}", options.run_dir.display()))?;
@@ -110,11 +114,8 @@ pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
     };
     let flows = FlowTask::start(datapath.events()?, datapath.sweeper()?, shared).context("cannot wait for events")?;
     let (discovery, mut discovered) = Discovery::spawn().context("cannot watch interfaces and routes")?;
-    let (source, mut source_events) = ManifestSource::start(&manifests::Config {
-        directory: options.manifests.clone(),
-        run_dir: options.run_dir.clone(),
-    })?;
-    info!(node = options.node, manifests = %options.manifests.display(), "started");
+    let (source, mut source_events) = Source::start(&options.source, &options.run_dir, &instruments).await?;
+    info!(node = options.node, source = %options.source, "started");
 
     let mut wanted = hub.wanted();
     let mut agent = Agent::new(Parts {
@@ -126,6 +127,7 @@ pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
         directory,
         hub: Arc::clone(&hub),
         flows,
+        instruments,
     });
     agent.want_events(*wanted.borrow_and_update());
 
@@ -169,15 +171,16 @@ pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
 }
 
 /// Answers a question. Given back: the wish to be detached, which ends the loop.
-fn answer(
-    agent: &mut Agent,
-    source: &ManifestSource,
-    query: Query,
-) -> Option<query::Reply<Result<DetachReport, QueryError>>> {
+fn answer(agent: &mut Agent, source: &Source, query: Query) -> Option<query::Reply<Result<DetachReport, QueryError>>> {
     // Whoever asked and no longer waits misses nothing.
     match query {
         Query::Readiness(reply) => drop(reply.send(agent.readiness())),
-        Query::Status(reply) => drop(reply.send(agent.status())),
+        Query::Status(reply) => {
+            let mut report = agent.status();
+            report.watches = source.watches();
+            drop(reply.send(report));
+        }
+        Query::Observe(reply) => drop(reply.send(agent.observe().map_err(|error| QueryError::new(error.to_string())))),
         Query::Wait { deadline, reply } => {
             agent.waits.add(source.refresh(), deadline, reply);
         }

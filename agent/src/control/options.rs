@@ -3,6 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf};
 
 pub use crate::datapath::{AttachMode, Forward};
+use crate::source::SourceOptions;
 
 /// Where flow records go.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,8 +26,8 @@ pub struct FlowLogOptions {
 pub struct AgentOptions {
     /// The name of this node's Node object.
     pub node: String,
-    /// Directory of manifests: the source of objects.
-    pub manifests: PathBuf,
+    /// Where objects come from.
+    pub source: SourceOptions,
     pub run_dir: PathBuf,
     /// Directory below a mounted bpffs.
     pub bpffs: PathBuf,

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
 use super::explain::{ExplainRequest, Explanation};
-use crate::api::Problem;
+use crate::{api::Problem, metrics::Observation, source::kubernetes::KindHealth};
 
 /// Where the answer to a query goes. A closed channel means that nobody waits any more.
 pub type Reply<T> = oneshot::Sender<T>;
@@ -19,6 +19,8 @@ pub enum Query {
     /// Is the loop alive, and is all that it knows enforced?
     Readiness(Reply<Readiness>),
     Status(Reply<StatusReport>),
+    /// What metrics are made of.
+    Observe(Reply<Result<Observation, QueryError>>),
     /// Answer when everything that is in the source now, read from the source itself, is enforced; at once if an
     /// object there is invalid; and in any case by the deadline.
     Wait {
@@ -230,6 +232,9 @@ pub struct StatusReport {
     pub audit: bool,
     /// What the source is and how it does, for people.
     pub source: String,
+    /// Of the Kubernetes API: how the watch of each kind does.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub watches: Vec<KindHealth>,
     pub endpoints: Vec<EndpointReport>,
     pub policies: u64,
     /// Evaluated for flow records and explanations, not enforced.

@@ -72,7 +72,8 @@ impl Agent {
                 reason: self.datapath.forwarding_obstacle().map(str::to_owned),
             },
             audit: self.options.audit,
-            source: format!("manifests in {}", self.options.manifests.display()),
+            source: self.options.source.to_string(),
+            watches: Vec::new(),
             endpoints,
             policies: self.compiler.stats().policies as u64,
             staged: {
@@ -106,36 +107,32 @@ impl Agent {
         }
     }
 
+    pub(super) fn endpoint_state(&self, endpoint: &LocalEndpoint) -> EndpointState {
+        if !endpoint.attached {
+            EndpointState::Waiting
+        } else if endpoint.id.is_some_and(|id| self.compiler.is_closed(id)) {
+            EndpointState::Closed
+        } else {
+            EndpointState::Enforced
+        }
+    }
+
     fn endpoint_report(&self, pod: &PeerKey, endpoint: &LocalEndpoint) -> EndpointReport {
         let compiled = endpoint.id.and_then(|id| self.compiler.endpoint(id));
         let (ingress, egress) = compiled.map_or_else(Default::default, |dump| {
             (direction_report(&dump.ingress), direction_report(&dump.egress))
         });
-        let closed = ingress.closed || egress.closed;
-        let (state, reason) = match (&endpoint.interface, endpoint.attached) {
-            (_, true) if closed => (
-                EndpointState::Closed,
-                Some("its decisions do not fit into the maps: see shortages".to_owned()),
-            ),
-            (_, true) => (EndpointState::Enforced, endpoint.remark.clone()),
-            (None, false) => (
-                EndpointState::Waiting,
-                Some(
-                    endpoint
-                        .trouble
-                        .clone()
-                        .unwrap_or_else(|| "its interface has not been found yet".to_owned()),
-                ),
-            ),
-            (Some(_), false) => (
-                EndpointState::Waiting,
-                Some(
-                    endpoint
-                        .trouble
-                        .clone()
-                        .unwrap_or_else(|| "programs are not attached yet".to_owned()),
-                ),
-            ),
+        let state = self.endpoint_state(endpoint);
+        let reason = match state {
+            EndpointState::Closed => Some("its decisions do not fit into the maps: see shortages".to_owned()),
+            EndpointState::Enforced => endpoint.remark.clone(),
+            EndpointState::Waiting => Some(endpoint.trouble.clone().unwrap_or_else(|| {
+                match endpoint.interface {
+                    None => "its interface has not been found yet",
+                    Some(_) => "programs are not attached yet",
+                }
+                .to_owned()
+            })),
         };
         let foreign_programs = endpoint
             .interface

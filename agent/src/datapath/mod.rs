@@ -164,6 +164,12 @@ impl Datapath {
         self.links.mode
     }
 
+    /// The number of the generation in use.
+    #[must_use]
+    pub fn generation(&self) -> u32 {
+        self.generation.pin.number
+    }
+
     /// The state maps are new, filled from those of another layout or size: what happened in between is missing.
     #[must_use]
     pub fn carried_over(&self) -> bool {

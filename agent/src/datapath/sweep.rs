@@ -167,6 +167,7 @@ impl Sweeper {
             let carried = self.shared.carried[which].load(Ordering::Relaxed) as i64;
             let balance = self.tally(INSERTED[which])? - self.tally(DELETED[which])? + carried;
             self.books[which].opening = live - balance;
+            self.shared.live[which].store(u32::try_from(live).unwrap_or(0), Ordering::Relaxed);
         }
         Ok(())
     }

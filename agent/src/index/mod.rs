@@ -98,8 +98,9 @@ impl Index {
         match event {
             SourceEvent::Apply(object) => self.put(object, &mut out),
             SourceEvent::Delete(key) => self.remove(&key, &mut out),
-            SourceEvent::Reset(objects) => self.reset(objects, &mut out),
-            SourceEvent::Problems { .. } | SourceEvent::Refreshed(_) => {}
+            SourceEvent::Reset(objects) => self.reset(objects, |_| true, &mut out),
+            SourceEvent::ResetKinds { kinds, objects } => self.reset(objects, |kind| kinds.contains(&kind), &mut out),
+            SourceEvent::Problems { .. } | SourceEvent::Refreshed(_) | SourceEvent::Incomplete(_) => {}
         }
         out
     }
@@ -237,13 +238,13 @@ impl Index {
     }
 
     /// What is new comes before what goes: no policy's absence is ever told before its successor's presence.
-    fn reset(&mut self, objects: Vec<Object>, out: &mut IndexOutput) {
+    fn reset(&mut self, objects: Vec<Object>, concerns: impl Fn(ObjectKind) -> bool, out: &mut IndexOutput) {
         let present: HashSet<ObjectKey> = objects.iter().map(Object::key).collect();
         for object in objects {
             self.put(object, out);
         }
         for key in self.keys() {
-            if !present.contains(&key) {
+            if concerns(key.kind) && !present.contains(&key) {
                 self.remove(&key, out);
             }
         }

@@ -85,6 +85,17 @@ pub enum PolicyKind {
 }
 
 impl PolicyKind {
+    /// In the order of their numbers.
+    pub const ALL: [Self; 7] = [
+        Self::KubernetesNetworkPolicy,
+        Self::ClusterNetworkPolicy,
+        Self::NetworkPolicy,
+        Self::GlobalNetworkPolicy,
+        Self::StagedNetworkPolicy,
+        Self::StagedGlobalNetworkPolicy,
+        Self::StagedKubernetesNetworkPolicy,
+    ];
+
     /// Kind as shown to people and as part of the tie-break between policies of one order.
     #[must_use]
     pub const fn name(self) -> &'static str {

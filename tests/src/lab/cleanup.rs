@@ -5,7 +5,7 @@
 //! to no live process.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     env, fs,
     path::{Path, PathBuf},
     process,
@@ -39,12 +39,44 @@ const PREFIX: &str = "weir-lab-";
 struct Registry {
     directories: BTreeSet<PathBuf>,
     children: BTreeSet<i32>,
+    undo: BTreeMap<u32, Box<dyn FnOnce() + Send>>,
 }
 
 static REGISTRY: Mutex<Registry> = Mutex::new(Registry {
     directories: BTreeSet::new(),
     children: BTreeSet::new(),
+    undo: BTreeMap::new(),
 });
+
+/// Starts the thread that waits for signals, once.
+fn heed_signals() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        thread::spawn(await_signal);
+    });
+}
+
+/// Work that a signal does before it ends the process, as long as this value lives.
+#[derive(Debug)]
+pub struct Undo(u32);
+
+impl Undo {
+    /// The work must be done within seconds: the process lasts on meanwhile.
+    #[must_use]
+    pub fn new(work: impl FnOnce() + Send + 'static) -> Self {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        heed_signals();
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        registry().undo.insert(number, Box::new(work));
+        Self(number)
+    }
+}
+
+impl Drop for Undo {
+    fn drop(&mut self) {
+        registry().undo.remove(&self.0);
+    }
+}
 
 fn registry() -> MutexGuard<'static, Registry> {
     REGISTRY.lock().unwrap_or_else(PoisonError::into_inner)
@@ -68,8 +100,8 @@ impl Scratch {
         ONCE.call_once(|| {
             remove_orphans(Path::new(BPFFS));
             remove_orphans(&env::temp_dir());
-            thread::spawn(await_signal);
         });
+        heed_signals();
         mount_bpffs()?;
         let tag = format!("{PREFIX}{}-{}", process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
         let scratch = Self {
@@ -174,12 +206,15 @@ fn await_signal() {
     });
     let Some(code) = code else { return };
     // Held until the end: nothing new starts meanwhile.
-    let registry = registry();
+    let mut registry = registry();
     for &pid in &registry.children {
         let pid = Pid::from_raw(pid);
         if kill(pid, Signal::SIGKILL).is_ok() {
             let _ = waitpid(pid, None);
         }
+    }
+    for (_, work) in std::mem::take(&mut registry.undo) {
+        work();
     }
     for path in &registry.directories {
         let _ = fs::remove_dir_all(path);

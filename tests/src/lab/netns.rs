@@ -6,6 +6,7 @@ use std::{
     io,
     os::fd::{AsFd, AsRawFd, BorrowedFd},
     os::unix::process::CommandExt,
+    path::Path,
     process::{self, Command},
     thread,
     time::{Duration, Instant},
@@ -50,6 +51,15 @@ impl NetNs {
                 .join()
         })
         .map_err(|_| anyhow!("the thread that makes a network namespace panicked"))??;
+        Ok(Self { file })
+    }
+
+    /// The namespace that a path leads to, such as `/proc/PID/ns/net`.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn open(path: &Path) -> Result<Self> {
+        let file = File::open(path).with_context(|| format!("open {}", path.display()))?;
         Ok(Self { file })
     }
 

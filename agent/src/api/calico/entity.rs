@@ -17,11 +17,11 @@ use crate::{
 };
 
 /// What Calico's API server allows in one list.
-const MOST_NETS: usize = 256;
-const MOST_PORTS: usize = 50;
-const MOST_NAMES: usize = 1024;
+pub(super) const MOST_NETS: usize = 256;
+pub(super) const MOST_PORTS: usize = 50;
+pub(super) const MOST_NAMES: usize = 1024;
 /// Characters of a selector.
-const LONGEST_SELECTOR: usize = 1024;
+pub(super) const LONGEST_SELECTOR: usize = 1024;
 
 /// Namespace and name of a Service.
 pub(super) type ServiceName = (Arc<str>, Arc<str>);

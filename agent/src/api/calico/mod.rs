@@ -14,7 +14,9 @@
 //! | `tier`, `sets` | Tier; NetworkSet and GlobalNetworkSet |
 //! | `name` | what a policy is called |
 //! | `schema` | the fields that there are |
+//! | `crd` | definitions of the kinds for an API server |
 
+pub mod crd;
 mod entity;
 mod name;
 mod policy;
@@ -38,12 +40,14 @@ use crate::policy::model::PolicyKind;
 const KINDS: [Kind; 8] = [
     Kind {
         kind: "NetworkPolicy",
+        plural: "networkpolicies",
         object: ObjectKind::Policy(PolicyKind::NetworkPolicy),
         parse: |cx| policy::parse(cx, PolicyKind::NetworkPolicy),
         ..POLICY
     },
     Kind {
         kind: "GlobalNetworkPolicy",
+        plural: "globalnetworkpolicies",
         object: ObjectKind::Policy(PolicyKind::GlobalNetworkPolicy),
         namespaced: false,
         parse: |cx| policy::parse(cx, PolicyKind::GlobalNetworkPolicy),
@@ -52,27 +56,32 @@ const KINDS: [Kind; 8] = [
     },
     Kind {
         kind: "StagedNetworkPolicy",
+        plural: "stagednetworkpolicies",
         object: ObjectKind::Policy(PolicyKind::StagedNetworkPolicy),
         parse: |cx| policy::parse(cx, PolicyKind::StagedNetworkPolicy),
+        schema: schema::staged_network_policy,
         ..POLICY
     },
     Kind {
         kind: "StagedGlobalNetworkPolicy",
+        plural: "stagedglobalnetworkpolicies",
         object: ObjectKind::Policy(PolicyKind::StagedGlobalNetworkPolicy),
         namespaced: false,
         parse: |cx| policy::parse(cx, PolicyKind::StagedGlobalNetworkPolicy),
-        schema: schema::global_network_policy,
+        schema: schema::staged_global_network_policy,
         ..POLICY
     },
     Kind {
         kind: "StagedKubernetesNetworkPolicy",
+        plural: "stagedkubernetesnetworkpolicies",
         object: ObjectKind::Policy(PolicyKind::StagedKubernetesNetworkPolicy),
         parse: policy::staged_kubernetes,
-        schema: schema::kubernetes_policy,
+        schema: schema::staged_kubernetes_policy,
         ..POLICY
     },
     Kind {
         kind: "Tier",
+        plural: "tiers",
         object: ObjectKind::Tier,
         namespaced: false,
         name: as_written,
@@ -82,6 +91,7 @@ const KINDS: [Kind; 8] = [
     },
     Kind {
         kind: "NetworkSet",
+        plural: "networksets",
         object: ObjectKind::NetworkSet,
         name: as_written,
         parse: sets::namespaced,
@@ -90,6 +100,7 @@ const KINDS: [Kind; 8] = [
     },
     Kind {
         kind: "GlobalNetworkSet",
+        plural: "globalnetworksets",
         object: ObjectKind::GlobalNetworkSet,
         namespaced: false,
         name: as_written,
@@ -103,6 +114,7 @@ const POLICY: Kind = Kind {
     group: "projectcalico.org",
     versions: &["v3"],
     kind: "",
+    plural: "",
     object: ObjectKind::Policy(PolicyKind::NetworkPolicy),
     namespaced: true,
     name: name::of_policy,

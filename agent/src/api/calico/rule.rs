@@ -21,7 +21,7 @@ const ICMP: u8 = weir_common::policy::IPPROTO_ICMP;
 const ICMPV6: u8 = weir_common::policy::IPPROTO_ICMPV6;
 
 /// Rules of one direction that Calico's API server allows.
-const MOST_RULES: usize = 1024;
+pub(super) const MOST_RULES: usize = 1024;
 
 /// The rules of a policy, as far as they are understood.
 #[derive(Default)]

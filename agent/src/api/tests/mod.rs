@@ -426,14 +426,14 @@ fn unknown_fields_kinds_and_versions() {
     assert_eq!((&parsed.key, &parsed.outcome), (&None, &Outcome::Ignored));
     assert!(
         parsed.unknown[0]
-            .problem(3)
+            .problem(3, "files")
             .to_string()
             .contains("Deployment (apps/v1) are ignored (in 3 files")
     );
     let parsed = parse(&json!({"apiVersion": "v1", "kind": "networkpolicy", "metadata": {"name": "web"}}));
     assert!(
         parsed.unknown[0]
-            .problem(1)
+            .problem(1, "files")
             .remedy
             .contains("apiVersion: networking.k8s.io/v1")
     );

@@ -10,7 +10,7 @@ use weir_common::{
 
 use super::{
     Compiler, DecisionDump, DirectionDump, EndpointDump, IdentityDump, MapUse, PolicyRef, PortDecisionDump, RowDump,
-    Stats, TableDump, endpoint::Endpoint, rows::Entries, table::Table, tables::Tables,
+    Sizes, Stats, TableDump, endpoint::Endpoint, rows::Entries, table::Table, tables::Tables,
 };
 use crate::policy::plan::{Op, Plan};
 
@@ -83,6 +83,24 @@ impl Compiler {
                 .map(|told| usize::from(told.egress_closed) + usize::from(told.ingress_closed))
                 .sum(),
         }
+    }
+
+    /// How much there is, without a walk over it.
+    #[must_use]
+    pub fn sizes(&self) -> Sizes {
+        Sizes {
+            peers: self.identities.entities().counts().0,
+            identities: self.identities.identity_count(),
+            classes: self.identities.classes().len(),
+            tables: self.tables.tables.len(),
+        }
+    }
+
+    /// Whether nothing passes in one of an endpoint's directions, for want of room.
+    #[must_use]
+    pub fn is_closed(&self, id: u32) -> bool {
+        let told = self.endpoints.get(id).map(|endpoint| endpoint.told);
+        told.is_some_and(|told| told.is_none_or(|told| told.egress_closed || told.ingress_closed))
     }
 
     /// Entries of what is in force (what awaits removal not counted).

@@ -30,8 +30,8 @@ mod transition;
 use std::sync::Arc;
 
 pub use report::{
-    DecisionDump, DirectionDump, EndpointDump, IdentityDump, MapUse, PolicyRef, PortDecisionDump, RowDump, Stats,
-    TableDump,
+    DecisionDump, DirectionDump, EndpointDump, IdentityDump, MapUse, PolicyRef, PortDecisionDump, RowDump, Sizes,
+    Stats, TableDump,
 };
 
 use self::{capacity::Room, endpoint::Endpoints, rows::Rows, store::Store, tables::Tables, trace::Traces};

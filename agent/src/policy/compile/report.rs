@@ -27,6 +27,16 @@ pub struct Stats {
     pub closed: usize,
 }
 
+/// How much there is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sizes {
+    /// Pods, nodes and host endpoints known.
+    pub peers: usize,
+    pub identities: usize,
+    pub classes: usize,
+    pub tables: usize,
+}
+
 /// Entries by map.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct MapUse {

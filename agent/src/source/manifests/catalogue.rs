@@ -11,11 +11,14 @@ use smallvec::SmallVec;
 use super::{
     notices::{Notices, Place},
     read::{self, Read, Stamp},
-    store::{Line, Store, Stored, Version},
 };
 use crate::{
     api::{Document, Object, ObjectKey, Outcome, Parser, Problem, Severity, Unknown, YamlError, objects},
-    source::SourceEvent,
+    source::{
+        SourceEvent,
+        store::{Line, Store, Stored, Version},
+        valid::{Good, choose, understood},
+    },
 };
 
 /// What came of looking at a file.
@@ -32,15 +35,6 @@ struct FileState {
     keys: Vec<ObjectKey>,
     problems: Vec<Problem>,
     unknown: Vec<Unknown>,
-}
-
-/// A version of an object that a file gave.
-#[derive(Clone)]
-struct Good {
-    object: Object,
-    text: Option<Arc<str>>,
-    /// All of it was understood.
-    valid: bool,
 }
 
 struct Offer {
@@ -299,27 +293,7 @@ impl Catalogue {
         let place = entry.offers.iter().position(|offer| offer.file == *file);
         let known = place.and_then(|place| entry.offers[place].good.clone());
         let last = known.or_else(|| entry.in_force().cloned()).or(stored);
-        let (good, consequence) = match (outcome, last) {
-            (Outcome::Valid(object), _) => (
-                Some(Good {
-                    object,
-                    text,
-                    valid: true,
-                }),
-                None,
-            ),
-            (Outcome::Partial(_), Some(last)) if last.valid => (Some(last), Some(KEPT)),
-            (Outcome::Partial(object), _) => (
-                Some(Good {
-                    object,
-                    text,
-                    valid: false,
-                }),
-                Some(PARTLY),
-            ),
-            (Outcome::Invalid | Outcome::Ignored, Some(last)) => (Some(last), Some(KEPT)),
-            (Outcome::Invalid | Outcome::Ignored, None) => (None, Some("until then nothing of it is enforced")),
-        };
+        let (good, consequence) = choose(outcome, text, last);
         let place = place.unwrap_or_else(|| {
             let place = entry.offers.partition_point(|offer| offer.file < *file);
             let new = Offer {
@@ -459,29 +433,10 @@ impl Catalogue {
     }
 }
 
-const KEPT: &str = "until then the last valid version stays in force";
-const PARTLY: &str = "until then the rule matches nothing, the rest is enforced";
-
 fn parse_problem(path: &Path, error: YamlError) -> Problem {
     Problem::error(
         format!("cannot be parsed: {}", error.message),
         "correct the text; until then the file's last objects stay in force",
     )
     .in_file(path, error.line)
-}
-
-/// A version that was kept as text.
-fn understood(parser: &mut Parser, text: &str) -> Option<(ObjectKey, Good)> {
-    let parsed = parser.parse(&serde_json::from_str(text).ok()?, None);
-    let (object, valid) = match parsed.outcome {
-        Outcome::Valid(object) => (object, true),
-        Outcome::Partial(object) => (object, false),
-        Outcome::Invalid | Outcome::Ignored => return None,
-    };
-    let good = Good {
-        object,
-        text: parsed.manifest.map(Arc::from),
-        valid,
-    };
-    Some((parsed.key?, good))
 }

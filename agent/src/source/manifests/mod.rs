@@ -9,7 +9,6 @@
 //! | `read` | one file's text, if it changed |
 //! | `catalogue` | which objects which file offers, and which version is in force |
 //! | `notices` | problems told once for many files |
-//! | `store` | versions in force, kept for the next start |
 //!
 //! Never less is enforced than was because of how a file is written: a file counts when its writer closes it; a file
 //! that is empty or renamed to a backup counts as gone only after [`SETTLE`]; what cannot be parsed keeps its last
@@ -20,7 +19,6 @@ mod notices;
 mod pending;
 mod read;
 mod run;
-mod store;
 #[cfg(test)]
 mod tests;
 mod walk;
@@ -42,7 +40,8 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use tokio::sync::mpsc;
 pub use walk::files_below;
 
-use super::SourceEvent;
+use super::{SourceEvent, store};
+use crate::metrics::Arrivals;
 
 /// How long a file may stay empty, open for writing without a write, or renamed away, until that is believed.
 pub const SETTLE: Duration = Duration::from_millis(200);
@@ -83,11 +82,11 @@ pub struct ManifestSource {
 }
 
 impl ManifestSource {
-    /// Starts to read. The first event is the Reset with all objects.
+    /// Starts to read. The first event is the Reset with all objects. `arrivals`: is told when what led to an event was seen.
     ///
     /// # Errors
     /// If a directory cannot be made or used.
-    pub fn start(config: &Config) -> Result<(Self, mpsc::UnboundedReceiver<SourceEvent>), Error> {
+    pub fn start(config: &Config, arrivals: Arrivals) -> Result<(Self, mpsc::UnboundedReceiver<SourceEvent>), Error> {
         let directory = &config.directory;
         make_directory(directory)?;
         if !directory.is_dir() {
@@ -102,7 +101,14 @@ impl ManifestSource {
         let wake = Arc::new(wake);
         let (commands, inbox) = commands::channel();
         let (events, outbox) = mpsc::unbounded_channel();
-        let runner = run::Runner::new(directory.clone(), wake.clone(), inbox, events, store, stored);
+        let runner = run::Runner::new(
+            directory.clone(),
+            wake.clone(),
+            inbox,
+            run::Outbox { events, arrivals },
+            store,
+            stored,
+        );
         let thread = thread::Builder::new()
             .name("manifests".to_owned())
             .spawn(move || runner.run())?;

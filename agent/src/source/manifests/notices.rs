@@ -97,7 +97,9 @@ impl Notices {
 
 fn unknown_problem(what: &Unknown, files: &BTreeMap<Arc<Path>, Place>) -> Option<Problem> {
     let (file, place) = files.first_key_value()?;
-    let mut problem = what.problem(files.len()).in_file(file.to_path_buf(), Some(place.line));
+    let mut problem = what
+        .problem(files.len(), "files")
+        .in_file(file.to_path_buf(), Some(place.line));
     problem.object = place.object.as_ref().map(ToString::to_string);
     Some(problem)
 }

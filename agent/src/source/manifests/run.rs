@@ -17,11 +17,17 @@ use super::{
     Command,
     catalogue::{Catalogue, Looked},
     pending::Pending,
-    store::{Store, Stored},
     walk::{Tree, walk},
     watch::{Drained, Watcher},
 };
-use crate::{api::Problem, source::SourceEvent};
+use crate::{
+    api::Problem,
+    metrics::Arrivals,
+    source::{
+        SourceEvent,
+        store::{Store, Stored},
+    },
+};
 
 /// What vanished is believed only after this time, in which what takes its place may be told.
 const GRACE: Duration = Duration::from_micros(500);
@@ -34,7 +40,9 @@ pub(super) struct Runner {
     directory: PathBuf,
     wake: Arc<EventFd>,
     inbox: commands::Receiver<Command>,
-    events: mpsc::UnboundedSender<SourceEvent>,
+    outbox: Outbox,
+    /// When the thread last had something to look at.
+    woken: Instant,
     catalogue: Catalogue,
     watcher: Watcher,
     pending: Pending,
@@ -44,6 +52,13 @@ pub(super) struct Runner {
     directory_problems: Vec<Problem>,
     /// To be told after the objects.
     later: Vec<SourceEvent>,
+}
+
+/// The way to whoever takes events.
+pub(super) struct Outbox {
+    pub events: mpsc::UnboundedSender<SourceEvent>,
+    /// Is told when what led to the events was seen.
+    pub arrivals: Arrivals,
 }
 
 enum Next {
@@ -56,7 +71,7 @@ impl Runner {
         directory: PathBuf,
         wake: Arc<EventFd>,
         inbox: commands::Receiver<Command>,
-        events: mpsc::UnboundedSender<SourceEvent>,
+        outbox: Outbox,
         store: Store,
         stored: Stored,
     ) -> Self {
@@ -64,7 +79,8 @@ impl Runner {
             directory,
             wake,
             inbox,
-            events,
+            outbox,
+            woken: Instant::now(),
             catalogue: Catalogue::new(store, stored),
             watcher: Watcher::new(),
             pending: Pending::default(),
@@ -83,7 +99,8 @@ impl Runner {
                 return;
             }
             self.wait();
-            if matches!(self.take_commands(), Next::Stop) || self.events.is_closed() {
+            self.woken = Instant::now();
+            if matches!(self.take_commands(), Next::Stop) || self.outbox.events.is_closed() {
                 return;
             }
             self.take_events();
@@ -293,8 +310,11 @@ impl Runner {
     fn tell(&mut self) -> Result<(), mpsc::error::SendError<SourceEvent>> {
         let mut events = self.catalogue.events();
         events.append(&mut self.later);
+        if !events.is_empty() {
+            self.outbox.arrivals.mark(self.woken);
+        }
         for event in events {
-            self.events.send(event)?;
+            self.outbox.events.send(event)?;
         }
         let now = Instant::now();
         let (due, later) = std::mem::take(&mut self.tokens).into_iter().partition(|(_, at)| {
@@ -303,7 +323,7 @@ impl Runner {
         self.tokens = later;
         let due: Vec<(u64, Option<Instant>)> = due;
         for (token, _) in due {
-            self.events.send(SourceEvent::Refreshed(token))?;
+            self.outbox.events.send(SourceEvent::Refreshed(token))?;
         }
         Ok(())
     }

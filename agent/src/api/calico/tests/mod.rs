@@ -102,7 +102,7 @@ impl Lab {
         assert!(errors.is_empty(), "{errors:?}");
         for document in documents {
             let parsed = document.parsed;
-            let unknown = parsed.unknown.iter().map(|unknown| unknown.problem(1));
+            let unknown = parsed.unknown.iter().map(|unknown| unknown.problem(1, "files"));
             self.problems.extend(parsed.problems.into_iter().chain(unknown));
             match parsed.outcome {
                 Outcome::Valid(object) | Outcome::Partial(object) => {

@@ -31,7 +31,9 @@ fn missing_directories_are_made_and_a_file_is_none() {
         directory: watched.home.path().join("run").join("last-valid.log"),
         run_dir: watched.home.path().join("run"),
     };
-    let error = ManifestSource::start(&config).unwrap_err().to_string();
+    let error = ManifestSource::start(&config, Arrivals::default())
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("is no directory"), "{error}");
 }
 

@@ -19,6 +19,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, error::TryRecvError};
 use super::{Config, ManifestSource, SETTLE};
 use crate::{
     api::{Object, Problem, Severity},
+    metrics::Arrivals,
     source::SourceEvent,
 };
 
@@ -58,7 +59,7 @@ impl Watched {
             directory: home.path().join("manifests"),
             run_dir: home.path().join("run"),
         };
-        let (source, events) = ManifestSource::start(&config).unwrap();
+        let (source, events) = ManifestSource::start(&config, Arrivals::default()).unwrap();
         let mut watched = Self {
             source: Some(source),
             events,
@@ -123,6 +124,7 @@ impl Watched {
                 self.problems.insert(origin.to_string(), problems.clone());
             }
             SourceEvent::Refreshed(_) => {}
+            SourceEvent::ResetKinds { .. } | SourceEvent::Incomplete(_) => panic!("of a directory: {event:?}"),
         }
     }
 

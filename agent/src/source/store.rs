@@ -1,6 +1,6 @@
 //! Versions in force, kept for the next start: what cannot be understood then has a last valid version still.
 //!
-//! A log of JSON lines, one per version that came into force or went, written by a thread of its own. It is compacted
+//! Shared by the sources. A log of JSON lines, one per version that came into force or went, written by a thread of its own. It is compacted
 //! when most of it is history, and at every start; both by writing another file and renaming it.
 
 use std::{
@@ -22,16 +22,17 @@ const LOG: &str = "last-valid.log";
 const SPARE_LINES: usize = 512;
 
 /// A version of an object, as one file gave it, came into force. None: that file's version went.
-pub(super) struct Line {
-    pub(super) file: Arc<Path>,
-    pub(super) key: ObjectKey,
-    pub(super) version: Option<Version>,
+pub(in crate::source) struct Line {
+    /// The file; of objects from the Kubernetes API, a name that stands for it.
+    pub(in crate::source) file: Arc<Path>,
+    pub(in crate::source) key: ObjectKey,
+    pub(in crate::source) version: Option<Version>,
 }
 
-pub(super) struct Version {
-    pub(super) object: Object,
+pub(in crate::source) struct Version {
+    pub(in crate::source) object: Object,
     /// The object's text, where the object does not hold all of it.
-    pub(super) text: Option<Arc<str>>,
+    pub(in crate::source) text: Option<Arc<str>>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -46,7 +47,7 @@ struct Record<'a> {
 
 /// What the last agent left.
 #[derive(Default)]
-pub(super) struct Stored {
+pub(in crate::source) struct Stored {
     by_file: HashMap<PathBuf, HashMap<String, String>>,
 }
 
@@ -74,7 +75,7 @@ impl Stored {
     }
 
     /// The manifests of a file's objects, in the order of their names.
-    pub(super) fn of_file(&self, file: &Path) -> Vec<&str> {
+    pub(in crate::source) fn of_file(&self, file: &Path) -> Vec<&str> {
         let Some(objects) = self.by_file.get(file) else {
             return Vec::new();
         };
@@ -84,7 +85,7 @@ impl Stored {
     }
 
     /// An object's manifest: as this file gave it, else as the last of all files that did.
-    pub(super) fn of_object(&self, file: &Path, key: &ObjectKey) -> Option<&str> {
+    pub(in crate::source) fn of_object(&self, file: &Path, key: &ObjectKey) -> Option<&str> {
         let key = key.to_string();
         let own = self.by_file.get(file).and_then(|objects| objects.get(&key));
         let other = || {
@@ -105,13 +106,13 @@ enum Message {
 }
 
 /// The log's writer. What was given to it is on disk when it has been dropped.
-pub(super) struct Store {
+pub(in crate::source) struct Store {
     messages: Option<mpsc::Sender<Message>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Store {
-    pub(super) fn open(run_dir: &Path) -> io::Result<(Self, Stored)> {
+    pub(in crate::source) fn open(run_dir: &Path) -> io::Result<(Self, Stored)> {
         let path = run_dir.join(LOG);
         let stored = Stored::load(&path)?;
         // Found out now, not when the first version is to be kept.
@@ -135,11 +136,11 @@ impl Store {
         Ok((store, stored))
     }
 
-    pub(super) fn snapshot(&self, lines: Vec<Line>) {
+    pub(in crate::source) fn snapshot(&self, lines: Vec<Line>) {
         self.send(Message::Snapshot(lines));
     }
 
-    pub(super) fn append(&self, lines: Vec<Line>) {
+    pub(in crate::source) fn append(&self, lines: Vec<Line>) {
         if !lines.is_empty() {
             self.send(Message::Append(lines));
         }

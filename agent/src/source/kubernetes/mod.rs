@@ -1,0 +1,228 @@
+//! The Kubernetes API as a source: one watch per kind that the cluster serves.
+//!
+//! | file | what |
+//! |---|---|
+//! | `client` | requests to the API server, failures sorted by what follows from them |
+//! | `kinds` | which kinds to watch, and where; the choice between Calico's two groups |
+//! | `discovery` | which of Calico's kinds the cluster serves |
+//! | `watch` | one kind, listed and then watched, without end |
+//! | `project` | objects' texts, read without what no policy can ask for |
+//! | `catalogue` | the objects told, and which version of each is in force |
+//! | `run` | takes in what the watches tell, says what follows, answers who asks |
+//! | `health` | how each watch does |
+//! | `version`, `backoff` | which version is newer; when to try again |
+//!
+//! Nothing is told before everything that is served and permitted has been listed once: the first event is one Reset. A
+//! watch that cannot go on (410) lists its kind again, which is one `ResetKinds`. While the API server is away, or a
+//! permission is, the last objects known stay.
+
+mod backoff;
+mod catalogue;
+mod client;
+mod discovery;
+mod health;
+mod kinds;
+mod project;
+mod run;
+mod version;
+mod watch;
+
+use std::{
+    fmt, io,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use tokio::{
+    sync::{Notify, mpsc, oneshot},
+    task::JoinHandle,
+};
+
+use self::{
+    catalogue::Catalogue,
+    client::Api,
+    discovery::Discovery,
+    run::{Command, Inbox, Outbox, Runner},
+};
+pub use self::{
+    catalogue::ObjectProblems,
+    health::{Health, KindHealth, Stale},
+};
+use super::{SourceEvent, store::Store};
+use crate::{api::Pod, metrics::Instruments};
+
+/// Messages of the watches that may be under way: few, so that a first list never lies in memory twice.
+const UNDER_WAY: usize = 64;
+
+/// How to reach the API.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Options {
+    /// None: as the pod that the agent runs in.
+    pub kubeconfig: Option<PathBuf>,
+}
+
+impl fmt::Display for Options {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.kubeconfig {
+            Some(path) => write!(f, "the Kubernetes API of {}", path.display()),
+            None => f.write_str("the Kubernetes API of this cluster"),
+        }
+    }
+}
+
+/// Why the API cannot be a source. An API server that does not answer is none of these: it is asked again.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("cannot use kubeconfig {}: {message} (name a readable --kubeconfig with a current context)", path.display())]
+    Kubeconfig { path: PathBuf, message: String },
+    #[error(
+        "no source of objects: this is no pod of a cluster ({0}); name one with --kubeconfig FILE or --manifests DIR"
+    )]
+    InCluster(String),
+    #[error("cannot speak with the API server: {0} (see to the certificates and keys of the kubeconfig)")]
+    Client(String),
+    #[error("cannot keep last valid versions in {}: {source} (name a writable --run-dir)", path.display())]
+    Store { path: PathBuf, source: io::Error },
+}
+
+/// A pod, as the API had it a moment ago.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodRead {
+    pub pod: Arc<Pod>,
+    pub uid: String,
+    /// Its resource version.
+    pub version: u64,
+}
+
+/// Why a pod could not be read.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct ReadError(pub(super) String);
+
+/// Reads single pods, past the watch. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct PodReader {
+    commands: mpsc::UnboundedSender<Command>,
+}
+
+impl PodReader {
+    /// Reads a pod from the API server now. None: there is no such pod (any more). Before it answers, the source has told
+    /// the version read as a [`SourceEvent::Apply`], unless a newer one was known, which is returned then; no older event
+    /// of the watch takes it back. Before the first full sync it waits for that.
+    ///
+    /// # Errors
+    /// The API server cannot be reached, or does not permit it. The source has ended.
+    pub async fn read(&self, namespace: &str, name: &str) -> Result<Option<PodRead>, ReadError> {
+        let (reply, answer) = oneshot::channel();
+        let command = Command::Read {
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+            reply,
+        };
+        let ended = || ReadError("the agent is shutting down".to_owned());
+        self.commands.send(command).map_err(|_| ended())?;
+        answer.await.map_err(|_| ended())?
+    }
+}
+
+/// A running source. Stops when dropped; what it had told stays kept.
+#[derive(Debug)]
+pub struct KubernetesSource {
+    commands: mpsc::UnboundedSender<Command>,
+    tokens: AtomicU64,
+    health: Health,
+    api: Api,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl KubernetesSource {
+    /// Starts to read. The first event is the Reset with all objects, once all that is served and permitted is known.
+    ///
+    /// # Errors
+    /// The configuration cannot be used, or versions cannot be kept.
+    pub async fn start(
+        options: &Options,
+        run_dir: &Path,
+        instruments: &Instruments,
+    ) -> Result<(Self, mpsc::UnboundedReceiver<SourceEvent>), Error> {
+        let unusable = |source| Error::Store {
+            path: run_dir.to_owned(),
+            source,
+        };
+        std::fs::create_dir_all(run_dir).map_err(unusable)?;
+        let (store, stored) = Store::open(run_dir).map_err(unusable)?;
+        let api = Api::new(options.kubeconfig.as_deref()).await?;
+        let (messages, told) = mpsc::channel(UNDER_WAY);
+        let (commands, asked) = mpsc::unbounded_channel();
+        let (events, told_events) = mpsc::unbounded_channel();
+        let (discovered, discoveries) = mpsc::channel(4);
+        let doubt = Arc::new(Notify::new());
+        let discovery = Discovery {
+            api: api.clone(),
+            out: discovered,
+            doubt: doubt.clone(),
+        };
+        let health = Health::new(instruments.watches.clone());
+        let catalogue = Catalogue::new(store, stored);
+        let outbox = Outbox {
+            events,
+            arrivals: instruments.arrivals.clone(),
+            reports: None,
+        };
+        let runner = Runner::new(api.clone(), catalogue, health.clone(), doubt, messages, outbox);
+        let inbox = Inbox {
+            messages: told,
+            commands: asked,
+            discovered: discoveries,
+        };
+        let tasks = vec![tokio::spawn(discovery.run()), tokio::spawn(runner.run(inbox))];
+        let source = Self {
+            commands,
+            tokens: AtomicU64::new(1),
+            health,
+            api,
+            tasks,
+        };
+        Ok((source, told_events))
+    }
+
+    /// Has everything read again from the API server. Answered by [`SourceEvent::Refreshed`] with the token returned,
+    /// after every event that this caused; not while the API server cannot be reached.
+    pub fn refresh(&self) -> u64 {
+        let token = self.tokens.fetch_add(1, Ordering::Relaxed);
+        // Fails only if the source has ended, and then the closed event channel says so.
+        let _ = self.commands.send(Command::Refresh(token));
+        token
+    }
+
+    /// Reads single pods, past the watch.
+    #[must_use]
+    pub fn pod_reader(&self) -> PodReader {
+        PodReader {
+            commands: self.commands.clone(),
+        }
+    }
+
+    /// How the watches do.
+    #[must_use]
+    pub fn health(&self) -> &Health {
+        &self.health
+    }
+
+    /// The API server's URL.
+    #[must_use]
+    pub fn server(&self) -> &str {
+        &self.api.server
+    }
+}
+
+impl Drop for KubernetesSource {
+    fn drop(&mut self) {
+        for task in &self.tasks {
+            task.abort();
+        }
+    }
+}

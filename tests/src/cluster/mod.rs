@@ -1,0 +1,557 @@
+//! A real Kubernetes cluster out of namespaces: no Docker, no virtual machine, nothing simulated.
+//!
+//! etcd, kube-apiserver, controller manager and scheduler run in one network namespace; each [`node`] is a network, mount
+//! and host name namespace with containerd, kubelet and CNI plugins of its own. Everything is dual-stack, with RBAC and
+//! node authorization on. Without nodes it is a control plane alone, for tests of many objects.
+//!
+//! All processes are in control groups of the cluster's name and all files in one directory, so that a cluster can be
+//! taken away whole whatever became of the process that made it. One that belongs to a process ends with it: on drop,
+//! on a signal, or, after a kill, when the next cluster is made.
+
+pub mod api;
+pub mod binaries;
+mod certificates;
+mod cgroup;
+mod control;
+pub mod dns;
+pub mod etcd;
+pub mod forward;
+pub mod images;
+pub mod namespaces;
+mod network;
+mod node;
+pub mod place;
+mod process;
+mod state;
+
+use std::{
+    fs,
+    net::{Ipv4Addr, TcpListener},
+    os::{
+        fd::{AsFd as _, OwnedFd},
+        unix::net::UnixStream,
+    },
+    path::{Path, PathBuf},
+    process::Command,
+    sync::atomic::{AtomicU32, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use self::{
+    api::Api,
+    binaries::{Binaries, Tool},
+    forward::Forward,
+    namespaces::Namespaces,
+    network::Network,
+    node::Node,
+    place::Place,
+    process::Processes,
+    state::{State, Teardown},
+};
+use crate::lab::netns::NetNs;
+
+pub use control::{Component, server};
+
+/// The image that holds a pod's namespaces: agnhost, which can do that, too.
+pub const PAUSE_IMAGE: &str = "localhost/agnhost:test";
+/// The image of the cluster's DNS.
+pub const DNS_IMAGE: &str = "localhost/coredns:test";
+
+/// A busy machine may need long for each step of a start.
+const PATIENCE: Duration = Duration::from_secs(180);
+
+/// What makes the pods' interfaces.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Cni {
+    /// A routed veth per pod, as kind has it.
+    #[default]
+    Ptp,
+    /// A bridge per node.
+    Bridge,
+}
+
+/// What makes Services work.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Proxy {
+    #[default]
+    None,
+    Nftables,
+    Iptables,
+}
+
+impl Proxy {
+    const fn mode(self) -> Option<&'static str> {
+        match self {
+            Self::None => None,
+            Self::Nftables => Some("nftables"),
+            Self::Iptables => Some("iptables"),
+        }
+    }
+}
+
+/// Who ends a cluster.
+#[derive(Clone, Debug, Default)]
+pub enum Lifetime {
+    /// This process, with the value.
+    #[default]
+    Process,
+    /// [`Cluster::down`] of any process. The command is one that calls [`forward_from_standard_input`] with the
+    /// cluster's name, which it finds behind its other arguments.
+    Machine { forward: Vec<String> },
+}
+
+/// What a cluster is made of.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// None: named after this process.
+    pub name: Option<String>,
+    /// 0: a control plane alone.
+    pub nodes: usize,
+    pub cni: Cni,
+    pub proxy: Proxy,
+    /// Archives that every node gets beside [`images::archives`].
+    pub images: Vec<PathBuf>,
+    /// Run CoreDNS ([`DNS_IMAGE`]). Pods reach it through its Service, so it takes a [`Proxy`].
+    pub dns: bool,
+    pub lifetime: Lifetime,
+}
+
+/// A cluster that runs.
+pub struct Cluster {
+    place: Place,
+    state: State,
+    binaries: Binaries,
+    api: Api,
+    // In this order: nobody asks the API server any more, everything ends, its remains are collected.
+    _forward: Option<Forward>,
+    _teardown: Option<Teardown>,
+    processes: Processes,
+}
+
+impl Cluster {
+    /// Makes a cluster; returns when the API server and all nodes are ready. Removes first what dead processes left.
+    ///
+    /// # Errors
+    /// Without root; if there is a cluster of that name; if a part does not start, with where its log is.
+    pub fn up(options: &Options) -> Result<Self> {
+        ensure!(
+            options.nodes <= place::MOST_NODES,
+            "a cluster has at most {} nodes",
+            place::MOST_NODES
+        );
+        ensure!(
+            !options.dns || (options.nodes > 0 && options.proxy != Proxy::None),
+            "CoreDNS needs a node to run on and a kube-proxy for its Service"
+        );
+        let tools: &[Tool] = if options.nodes == 0 {
+            &Tool::CONTROL_PLANE
+        } else {
+            &Tool::ALL
+        };
+        let binaries = Binaries::ensure(tools)?;
+        state::remove_orphans();
+        let place = match &options.name {
+            Some(name) => Place::new(name)?,
+            None => own_place()?,
+        };
+        let teardown = Teardown::new(&place)?;
+        let mut made = Self::make(options, place, binaries, teardown)?;
+        if let Lifetime::Machine { .. } = options.lifetime
+            && let Some(teardown) = made._teardown.take()
+        {
+            made.state.owner = None;
+            made.state.save(&made.place)?;
+            teardown.disarm();
+        }
+        Ok(made)
+    }
+
+    fn make(options: &Options, place: Place, binaries: Binaries, teardown: Teardown) -> Result<Self> {
+        let directory = place.directory();
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("listen on the loopback")?;
+        let port = listener.local_addr().context("the port of a listener")?.port();
+        control::make_keys(&directory, options.nodes, port)?;
+        cgroup::make(&place.group())?;
+        let processes = Processes::new(&directory.join("log"))?;
+        let network = Network::new(options.nodes)?;
+        let hold = |netns: &NetNs| -> Result<i32> {
+            let mut command = node::holder();
+            netns.command(&mut command)?;
+            processes.start("holder", command, &place.group())
+        };
+        let mut state = State {
+            owner: Some(i32::try_from(std::process::id())?),
+            fabric: hold(&network.fabric)?,
+            control: hold(&network.control)?,
+            nodes: Vec::new(),
+            proxy: options.proxy,
+        };
+        for (index, netns) in network.nodes.iter().enumerate() {
+            let node = Node {
+                place: &place,
+                number: index + 1,
+            };
+            node.prepare(options.cni)?;
+            let holder = node.hold(netns, binaries.directory())?;
+            state.nodes.push(processes.adopt(holder));
+        }
+        state.save(&place)?;
+        let forward = Self::forward(options, &place, &processes, listener, &network.control)?;
+        let api = Api::new(&directory.join("kubeconfig"))?;
+        let cluster = Self {
+            place,
+            state,
+            binaries,
+            api,
+            _forward: forward,
+            _teardown: Some(teardown),
+            processes,
+        };
+        let mut images = options.images.clone();
+        if options.nodes > 0 {
+            images.extend(images::archives(&cluster.binaries)?);
+        }
+        thread::scope(|scope| {
+            let (cluster, images) = (&cluster, &images);
+            let nodes: Vec<_> = cluster
+                .numbers()
+                .map(|number| scope.spawn(move || cluster.start_runtime(number, images)))
+                .collect();
+            for component in Component::ALL {
+                cluster.start(component)?;
+            }
+            nodes
+                .into_iter()
+                .try_for_each(|node| node.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+        })?;
+        for number in cluster.numbers() {
+            cluster.start_kubelet(number)?;
+        }
+        cluster.await_nodes()?;
+        if options.dns {
+            dns::install(&cluster.api)?;
+        }
+        Ok(cluster)
+    }
+
+    fn forward(
+        options: &Options,
+        place: &Place,
+        processes: &Processes,
+        listener: TcpListener,
+        control: &NetNs,
+    ) -> Result<Option<Forward>> {
+        let Lifetime::Machine { forward } = &options.lifetime else {
+            let netns = NetNs::open(Path::new(&control.path()))?;
+            return Forward::start(listener, netns).map(Some);
+        };
+        let (program, arguments) = forward.split_first().context("no program forwards to the API server")?;
+        let mut command = Command::new(program);
+        command.args(arguments).arg(place.name()).stdin(OwnedFd::from(listener));
+        processes.start("forward", command, &place.group())?;
+        Ok(None)
+    }
+
+    /// A cluster that any process has made, to be used by this one.
+    ///
+    /// # Errors
+    /// If there is none of that name.
+    pub fn attach(name: &str) -> Result<Self> {
+        let place = Place::new(name)?;
+        let state = State::load(&place)?
+            .filter(|state| cgroup::contains(&place.group(), state.control))
+            .with_context(|| format!("no cluster {name} is running: `cargo xtask cluster up` makes one"))?;
+        let directory = place.directory();
+        Ok(Self {
+            api: Api::new(&directory.join("kubeconfig"))?,
+            binaries: Binaries::ensure(&Tool::CONTROL_PLANE)?,
+            processes: Processes::new(&directory.join("log"))?,
+            place,
+            state,
+            _forward: None,
+            _teardown: None,
+        })
+    }
+
+    /// Takes a cluster away, whoever made it and whatever is left of it. That there is none is fine.
+    ///
+    /// # Errors
+    /// If something of it withstands.
+    pub fn down(name: &str) -> Result<()> {
+        state::destroy(&Place::new(name)?)
+    }
+
+    /// A client with all rights.
+    #[must_use]
+    pub fn api(&self) -> &Api {
+        &self.api
+    }
+
+    /// A kubeconfig with all rights, for programs on this machine.
+    #[must_use]
+    pub fn kubeconfig(&self) -> PathBuf {
+        self.place.directory().join("kubeconfig")
+    }
+
+    /// The same for programs in the cluster's network.
+    #[must_use]
+    pub fn inner_kubeconfig(&self) -> PathBuf {
+        control::kubeconfig(&self.place.directory(), "admin")
+    }
+
+    #[must_use]
+    pub fn binaries(&self) -> &Binaries {
+        &self.binaries
+    }
+
+    /// Where logs, keys and the nodes' files are.
+    #[must_use]
+    pub fn directory(&self) -> PathBuf {
+        self.place.directory()
+    }
+
+    /// The nodes' numbers, from 1. Kubernetes knows them as `node1`, `node2` …
+    pub fn numbers(&self) -> impl Iterator<Item = usize> + use<> {
+        1..=self.state.nodes.len()
+    }
+
+    /// The namespaces of a node, to run programs in.
+    ///
+    /// # Errors
+    /// If there is no such node.
+    pub fn node(&self, number: usize) -> Result<Namespaces> {
+        Namespaces::of(self.holder(number)?)
+    }
+
+    /// What of a node's file system is its own: `run`, `var`, `opt`, and `cni` for its `/etc/cni`.
+    #[must_use]
+    pub fn node_directory(&self, number: usize) -> PathBuf {
+        self.member(number).directory()
+    }
+
+    /// The network namespace of a node.
+    ///
+    /// # Errors
+    /// If there is no such node.
+    pub fn node_network(&self, number: usize) -> Result<NetNs> {
+        network_of(self.holder(number)?)
+    }
+
+    /// The network namespace of the control plane.
+    ///
+    /// # Errors
+    /// If the cluster is gone.
+    pub fn control_network(&self) -> Result<NetNs> {
+        network_of(self.state.control)
+    }
+
+    /// `kubectl` with all rights.
+    #[must_use]
+    pub fn kubectl(&self) -> Command {
+        let mut command = Command::new(self.binaries.path(Tool::Kubectl));
+        command.env("KUBECONFIG", self.kubeconfig());
+        command
+    }
+
+    /// Gives every node an image archive.
+    ///
+    /// # Errors
+    /// What a container runtime says.
+    pub fn load(&self, archive: &Path) -> Result<()> {
+        self.numbers().try_for_each(|number| self.import(number, archive))
+    }
+
+    fn import(&self, number: usize, archive: &Path) -> Result<()> {
+        let namespaces = self.node(number)?;
+        node::import(archive, |command| namespaces.command(command))
+    }
+
+    /// Starts a program of the control plane and waits until it serves.
+    ///
+    /// # Errors
+    /// If it does not, with where its log is.
+    pub fn start(&self, component: Component) -> Result<()> {
+        let mut command = control::command(component, &self.binaries, &self.place.directory());
+        self.control_network()?.command(&mut command)?;
+        let pid = self.processes.start(component.name(), command, &self.place.group())?;
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let ready = match component {
+                Component::Etcd => etcd::answers(&self.control_network()?),
+                Component::ApiServer => self.api.text("/readyz").is_ok_and(|text| text == "ok"),
+                // They say what they do in the API.
+                Component::ControllerManager | Component::Scheduler => true,
+            };
+            if ready {
+                return Ok(());
+            }
+            self.processes.reap();
+            let name = component.name();
+            let log = self.processes.log(name);
+            ensure!(
+                Path::new("/proc").join(pid.to_string()).exists(),
+                "{name} has ended:\n{}",
+                tail(&log)
+            );
+            ensure!(
+                Instant::now() < deadline,
+                "{name} is not ready after {PATIENCE:?}: see {}",
+                log.display()
+            );
+            thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// Kills a program of the control plane, without a chance to say good-bye.
+    ///
+    /// # Errors
+    /// If it does not run.
+    pub fn kill(&self, component: Component) -> Result<()> {
+        let program = self.binaries.path(component.tool());
+        let pid = cgroup::processes(&self.place.group())
+            .into_iter()
+            .find(|pid| fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|path| path == program))
+            .with_context(|| format!("{} does not run", component.name()))?;
+        kill(Pid::from_raw(pid), Signal::SIGKILL).with_context(|| format!("kill {}", component.name()))?;
+        let deadline = Instant::now() + PATIENCE;
+        while Path::new("/proc").join(pid.to_string()).exists() {
+            self.processes.reap();
+            ensure!(Instant::now() < deadline, "{} does not end", component.name());
+            thread::sleep(Duration::from_millis(5));
+        }
+        Ok(())
+    }
+
+    /// Makes etcd forget old revisions: see [`etcd::compact`].
+    ///
+    /// # Errors
+    /// If etcd is not there or refuses.
+    pub fn compact(&self) -> Result<u64> {
+        etcd::compact(&self.control_network()?)
+    }
+
+    fn member(&self, number: usize) -> Node<'_> {
+        Node {
+            place: &self.place,
+            number,
+        }
+    }
+
+    fn holder(&self, number: usize) -> Result<i32> {
+        let index = number.checked_sub(1).context("nodes count from 1")?;
+        let holders = &self.state.nodes;
+        let pid = *holders
+            .get(index)
+            .with_context(|| format!("the cluster has {} nodes, no node{number}", holders.len()))?;
+        // Another process may have that number by now.
+        ensure!(
+            cgroup::contains(&self.place.group(), pid),
+            "the cluster {} has ended",
+            self.place.name()
+        );
+        Ok(pid)
+    }
+
+    fn start_on(&self, number: usize, name: &str, mut command: Command) -> Result<()> {
+        self.node(number)?.command(&mut command)?;
+        let name = format!("{name}-node{number}");
+        self.processes.start(&name, command, &self.place.node_group(number))?;
+        Ok(())
+    }
+
+    fn start_runtime(&self, number: usize, images: &[PathBuf]) -> Result<()> {
+        let node = self.member(number);
+        self.start_on(number, "containerd", Node::containerd_command())?;
+        let socket = node.containerd_socket();
+        let deadline = Instant::now() + PATIENCE;
+        while UnixStream::connect(&socket).is_err() {
+            ensure!(
+                Instant::now() < deadline,
+                "containerd of {} does not come up: see {}",
+                node.name(),
+                self.processes.log(&format!("containerd-{}", node.name())).display()
+            );
+            thread::sleep(Duration::from_millis(20));
+        }
+        images.iter().try_for_each(|archive| self.import(number, archive))
+    }
+
+    fn start_kubelet(&self, number: usize) -> Result<()> {
+        let node = self.member(number);
+        self.start_on(number, "kubelet", node.kubelet_command())?;
+        match node.proxy_command(self.state.proxy) {
+            Some(command) => self.start_on(number, "kube-proxy", command),
+            None => Ok(()),
+        }
+    }
+
+    fn await_nodes(&self) -> Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let nodes = self.api.list("/api/v1/nodes")?;
+            let ready = nodes.iter().filter(|node| is_ready(node)).count();
+            if ready == self.state.nodes.len() {
+                return Ok(());
+            }
+            ensure!(
+                Instant::now() < deadline,
+                "{ready} of {} nodes are ready after {PATIENCE:?}: see the logs of kubelet and containerd in {}",
+                self.state.nodes.len(),
+                self.place.directory().join("log").display()
+            );
+            thread::sleep(Duration::from_millis(200));
+        }
+    }
+}
+
+/// Forwards the connections of the listener that is this process's standard input to the API server of a cluster, until
+/// the process is killed: what [`Lifetime::Machine`] needs a program for.
+///
+/// # Errors
+/// If there is no such cluster, or standard input is no listener.
+pub fn forward_from_standard_input(name: &str) -> Result<()> {
+    let place = Place::new(name)?;
+    let state = State::load(&place)?.with_context(|| format!("there is no cluster {name}"))?;
+    let input = std::io::stdin().as_fd().try_clone_to_owned();
+    let listener = TcpListener::from(input.context("take standard input for a listener")?);
+    forward::forward(&listener, &network_of(state.control)?)
+}
+
+/// Whether a Node or Pod says of itself that it is ready.
+#[must_use]
+pub fn is_ready(object: &Value) -> bool {
+    object["status"]["conditions"].as_array().is_some_and(|conditions| {
+        conditions
+            .iter()
+            .any(|condition| condition["type"] == "Ready" && condition["status"] == "True")
+    })
+}
+
+fn own_place() -> Result<Place> {
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    Place::new(&format!(
+        "{}-{}",
+        std::process::id(),
+        NUMBER.fetch_add(1, Ordering::Relaxed)
+    ))
+}
+
+fn network_of(pid: i32) -> Result<NetNs> {
+    NetNs::open(&Path::new("/proc").join(pid.to_string()).join("ns/net"))
+}
+
+/// The last lines of a log.
+fn tail(path: &Path) -> String {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(15)..].join("\n")
+}

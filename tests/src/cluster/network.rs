@@ -1,0 +1,73 @@
+//! The wires of a cluster: a fabric, and on it the control plane and the nodes, each in a namespace.
+
+use anyhow::Result;
+
+use super::place;
+use crate::lab::{ip::Batch, netns::NetNs};
+
+/// The namespaces of a cluster that is being made.
+#[derive(Debug)]
+pub struct Network {
+    pub fabric: NetNs,
+    pub control: NetNs,
+    pub nodes: Vec<NetNs>,
+}
+
+impl Network {
+    /// Makes and connects them. Nodes forward, and know each other's pod networks.
+    ///
+    /// # Errors
+    /// Without root, or what `ip` says.
+    pub fn new(nodes: usize) -> Result<Self> {
+        let network = Self {
+            fabric: NetNs::new()?,
+            control: NetNs::new()?,
+            nodes: (0..nodes).map(|_| NetNs::new()).collect::<Result<_>>()?,
+        };
+        let mut batch = Batch::default();
+        batch
+            .add("link set lo up")
+            .add("link add fabric type bridge")
+            .add("link set fabric up");
+        let hosts = std::iter::once(&network.control).chain(&network.nodes);
+        for (number, host) in hosts.enumerate() {
+            batch
+                .add(format!(
+                    "link add port{number} type veth peer name eth0 netns {}",
+                    host.path()
+                ))
+                .add(format!("link set port{number} master fabric up"));
+        }
+        batch.run(&network.fabric)?;
+
+        join(&network.control, place::control(), None, nodes)?;
+        for (index, netns) in network.nodes.iter().enumerate() {
+            netns.sysctl(&[
+                ("ipv4/ip_forward", "1"),
+                ("ipv6/conf/all/forwarding", "1"),
+                ("ipv6/conf/default/forwarding", "1"),
+            ])?;
+            join(netns, place::node(index + 1), Some(index + 1), nodes)?;
+        }
+        network.control.await_links(&["eth0"])?;
+        network.nodes.iter().try_for_each(|node| node.await_links(&["eth0"]))?;
+        Ok(network)
+    }
+}
+
+/// Addresses of a host, and its ways to the pods of all (other) nodes.
+fn join(netns: &NetNs, own: [std::net::IpAddr; 2], number: Option<usize>, nodes: usize) -> Result<()> {
+    let [v4, v6] = own;
+    let mut batch = Batch::default();
+    batch
+        .add("link set lo up")
+        .add("link set eth0 up")
+        .add(format!("addr add {v4}/{} dev eth0", place::V4_BITS))
+        .add(format!("addr add {v6}/{} dev eth0 nodad", place::V6_BITS));
+    for other in (1..=nodes).filter(|other| Some(*other) != number) {
+        for (pods, via) in place::pods(other).iter().zip(place::node(other)) {
+            batch.add(format!("route add {pods} via {via} dev eth0"));
+        }
+    }
+    batch.run(netns)
+}

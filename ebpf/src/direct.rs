@@ -122,8 +122,11 @@ fn reflect(key: &CtKey, endpoint: u32, mirror: &mut CtKey) {
     mirror.endpoint_protocol = endpoint << 8 | key.protocol() as u32;
     mirror.local_port = key.peer_port;
     mirror.peer_port = key.local_port;
-    mirror.local = key.peer;
-    mirror.peer = key.local;
+    // SAFETY: two keys at different places in memory.
+    unsafe {
+        kernel::copy_words(&raw const key.peer, &raw mut mirror.local);
+        kernel::copy_words(&raw const key.local, &raw mut mirror.peer);
+    }
 }
 
 /// True for a packet that may be handed over, as far as its sender's side can tell.

@@ -1,7 +1,7 @@
 //! New flows, and flows that a change made doubtful: where policy is asked.
 
 use weir_common::{
-    Addr, Direction,
+    Direction,
     conntrack::{CtEntry, CtSide, State},
     endpoint::EndpointEntry,
     policy::Slot,
@@ -154,6 +154,8 @@ fn judge(endpoint: *const EndpointEntry, scratch: &mut Scratch, replaces: Option
         endpoint, flow, open, ..
     } = &mut *scratch;
     let entry = &mut open.entry;
+    // SAFETY: memory of our own, integers.
+    unsafe { kernel::clear(entry) };
     entry.epoch = endpoint.epoch();
     entry.decision = flow.decision;
     entry.created = flow.now;
@@ -169,7 +171,6 @@ fn judge(endpoint: *const EndpointEntry, scratch: &mut Scratch, replaces: Option
     if adopted {
         entry.flags |= CtEntry::ADOPTED;
     }
-    clear(entry);
     remember(entry, flow);
     scratch.reason = reason;
     if matches!(reason, Reason::Allowed) && direct::may_prove(&scratch.endpoint, &scratch.flow) {
@@ -288,22 +289,6 @@ fn judge_again(
         unsafe { event::weir_ended(flow, &raw const *copy, Reason::Rejudged as u32) };
     }
     Reason::Rejudged
-}
-
-/// Empties an entry of what an earlier packet has left there, but for what [`open`] sets.
-#[inline(always)]
-fn clear(entry: &mut CtEntry) {
-    entry.nat_addr = Addr::UNSPECIFIED;
-    entry.nat_port = 0;
-    entry.pad = 0;
-    let [a, b] = &mut entry.sides;
-    for side in [a, b] {
-        side.last_seen = 0;
-        side.packets = 0;
-        side.bytes = 0;
-        side.flags = 0;
-        side.via = 0;
-    }
 }
 
 /// Adds a packet to an entry that no map holds yet.

@@ -226,6 +226,18 @@ impl Programs {
         Ok(self.program(direction)?.fd()?.as_fd())
     }
 
+    /// A map, to be used by others.
+    ///
+    /// # Errors
+    /// The object has no such map.
+    pub fn map_fd(&self, name: &str) -> Result<BorrowedFd<'_>> {
+        use aya::maps::Map;
+        match self.ebpf.map(name) {
+            Some(Map::LruHashMap(map) | Map::HashMap(map)) => Ok(map.fd().as_fd()),
+            _ => bail!("the object has no hash map {name}"),
+        }
+    }
+
     /// How many instructions the verifier walked to be sure of a program (since Linux 5.16).
     ///
     /// # Errors

@@ -299,6 +299,9 @@ fn packets_that_are_the_kernels_business_go_its_way() {
     }
 }
 
+/// A change of what the opener's side says of its flow, by its key there.
+type OpenersChange = (&'static str, fn(&mut World, CtKey));
+
 /// The entry that the pod gets for what the other one asks of it.
 fn opened_by_peer(change: impl Fn(&mut World, CtKey), hook: Hook) -> u32 {
     let mut world = world();
@@ -346,7 +349,7 @@ fn the_opening_packet_proves_its_way_only_by_the_openers_unanswered_entry() {
         entry.sides[1].last_seen = 1;
     };
     assert_eq!(with(long_ago), 0, "long ago");
-    let changes: [(&str, fn(&mut World, CtKey)); 5] = [
+    let changes: [OpenersChange; 5] = [
         ("translated: the opener's entry has another tuple", |world, key| {
             world
                 .programs()

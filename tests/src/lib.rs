@@ -2,14 +2,17 @@
 //! runner of conformance cases.
 
 pub mod binary;
+pub mod chart;
 pub mod cluster;
 pub mod conformance;
 pub mod connection;
 pub mod lab;
 pub mod nanoseconds;
 pub mod packet;
+pub mod plan;
 pub mod promql;
 pub mod scrape;
 pub mod testrun;
+pub mod tiers;
 pub mod traffic;
 pub mod world;

@@ -25,6 +25,7 @@ use weir_common::{
 use crate::{
     packet::{ACK, SYN, tcp},
     testrun::{DROP, Hook, IFINDEX, PASS, Programs, Sizes},
+    tiers,
 };
 
 /// What the tables hold.
@@ -34,6 +35,8 @@ pub enum Rules {
     Pods(u32),
     /// So many CIDRs (/24), each a class of its own with its row and a port of its own; the peer is in one of them.
     Cidrs(u32),
+    /// So many tiers of [`tiers::POLICIES`] policies, compiled; the last lets the peer in, all before it pass it on.
+    Tiers(u32),
 }
 
 /// Mean time of a packet, ns, the test run's own overhead included (an empty program: see [`empty`]). Of several
@@ -70,6 +73,8 @@ const SERIES: u32 = 20;
 pub fn measure(rules: Rules, repeat: u32) -> Result<Nanoseconds> {
     let count = match rules {
         Rules::Pods(count) | Rules::Cidrs(count) => count.max(1),
+        // Rows and decisions of the peers; identities and classes of everybody.
+        Rules::Tiers(_) => 4 * tiers::POLICIES,
     };
     let mut programs = Programs::load(Sizes {
         // As large as in earnest: what does not fit into a cache is part of the price of a new flow.
@@ -176,15 +181,20 @@ fn expect(action: i32, expected: i32) -> Result<()> {
 /// Fills the tables, and returns a peer in the middle of them.
 fn fill(programs: &mut Programs, rules: Rules, count: u32) -> Result<IpAddr> {
     let peer = |i: u32| match rules {
-        Rules::Pods(_) => IpAddr::V4(Ipv4Addr::from_bits(Ipv4Addr::new(10, 64, 0, 0).to_bits() + i)),
+        Rules::Pods(_) | Rules::Tiers(_) => IpAddr::V4(Ipv4Addr::from_bits(Ipv4Addr::new(10, 64, 0, 0).to_bits() + i)),
         Rules::Cidrs(_) => IpAddr::V4(Ipv4Addr::from_bits(Ipv4Addr::new(32, 0, 0, 0).to_bits() + (i << 8))),
     };
+    if let Rules::Tiers(tiers) = rules {
+        let policy = tiers::fill(programs, tiers.max(1), IpAddr::V4(POD), peer, PORT)?;
+        put_endpoint(programs, policy.egress, policy.ingress)?;
+        return Ok(peer(tiers::POLICIES / 2));
+    }
     let table = 1;
     programs.set_cidr(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0, 0)?;
     for i in 0..count {
         let class = i + 1;
         match rules {
-            Rules::Pods(_) => programs.set_address(peer(i), class)?,
+            Rules::Pods(_) | Rules::Tiers(_) => programs.set_address(peer(i), class)?,
             Rules::Cidrs(_) => programs.set_cidr(peer(i), 24, class)?,
         }
         programs.set_identity(class, class, 0)?;
@@ -206,11 +216,24 @@ fn fill(programs: &mut Programs, rules: Rules, count: u32) -> Result<IpAddr> {
     }
     let chosen = count / 2;
     programs.make_trace(chosen + 1)?;
-    let stamp = EndpointEntry::make_stamp(ENDPOINT, 1);
     let policy = DirectionPolicy {
         table,
         default_row: Row::default(),
     };
+    put_endpoint(programs, policy, policy)?;
+    let middle = peer(chosen);
+    Ok(match middle {
+        // Within its /24, not at its edge.
+        IpAddr::V4(address) if matches!(rules, Rules::Cidrs(_)) => {
+            IpAddr::V4(Ipv4Addr::from_bits(address.to_bits() + 9))
+        }
+        other => other,
+    })
+}
+
+fn put_endpoint(programs: &mut Programs, egress: DirectionPolicy, ingress: DirectionPolicy) -> Result<()> {
+    let stamp = EndpointEntry::make_stamp(ENDPOINT, 1);
+    programs.set_direct_until(u64::MAX)?;
     programs.set_endpoint(&EndpointEntry {
         stamp,
         adopt_until: 0,
@@ -219,18 +242,9 @@ fn fill(programs: &mut Programs, rules: Rules, count: u32) -> Result<IpAddr> {
         flags: EndpointEntry::INGRESS_ISOLATED | EndpointEntry::EGRESS_ISOLATED | EndpointEntry::DIRECT,
         addr4: POD.into(),
         addr6: weir_common::Addr::UNSPECIFIED,
-        egress: policy,
-        ingress: policy,
+        egress,
+        ingress,
         stamp_end: stamp,
-    })?;
-    programs.set_direct_until(u64::MAX)?;
-    let middle = peer(chosen);
-    Ok(match middle {
-        // Within its /24, not at its edge.
-        IpAddr::V4(address) if matches!(rules, Rules::Cidrs(_)) => {
-            IpAddr::V4(Ipv4Addr::from_bits(address.to_bits() + 9))
-        }
-        other => other,
     })
 }
 

@@ -1,7 +1,6 @@
 //! Pods' interfaces are found through netlink alone, whatever laid their links.
 
 use std::{
-    future::Future,
     net::{IpAddr, Ipv4Addr},
     sync::Arc,
     time::Duration,
@@ -28,13 +27,16 @@ fn key(name: &str) -> PeerKey {
     }
 }
 
-/// Runs a test's async part in a namespace, on one thread.
-fn in_netns<F: Future<Output = Result<()>>>(netns: &NetNs, work: impl FnOnce() -> F + Send) -> Result<()> {
+/// Has a namespace watched, and does something with what is found there. All on one thread.
+fn discover(netns: &NetNs, work: impl AsyncFnOnce(Discovery, Receiver<Event>) -> Result<()> + Send) -> Result<()> {
     netns.run(|| {
         tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?
-            .block_on(work())
+            .block_on(async {
+                let (discovery, events) = Discovery::spawn()?;
+                work(discovery, events).await
+            })
     })
 }
 
@@ -93,8 +95,7 @@ fn comes_goes_and_comes_again(layout: Layout) -> Result<()> {
         address: Some(address),
         ..PodPlan::new("x/a", "one")
     };
-    in_netns(&node, || async {
-        let (discovery, mut events) = Discovery::spawn()?;
+    discover(&node, async |discovery, mut events| {
         let both = [IpAddr::V4(address), weir_tests::lab::address::twin(address).into()];
         discovery.watch(key("a"), both.to_vec());
         match next(&mut events).await? {
@@ -148,15 +149,40 @@ fn routes_behind_rules() -> Result<()> {
     comes_goes_and_comes_again(Layout::Branch)
 }
 
-/// A namespace of its own with a dummy uplink (a veth without other use), and what `commands` make.
+/// A namespace of its own, and what `commands` of `ip` make in it.
 fn machine(commands: &[&str]) -> Result<NetNs> {
     let netns = NetNs::new()?;
-    let mut batch = Batch::default();
-    for command in commands {
-        batch.add(command);
-    }
-    batch.run(&netns)?;
+    run(&netns, commands)?;
     Ok(netns)
+}
+
+/// A namespace of its own with an uplink (an ifb without other use), and what `commands` make.
+fn machine_with_uplink(commands: &[&str]) -> Result<NetNs> {
+    let netns = machine(&[
+        "link add up0 type ifb",
+        "link set up0 up",
+        "addr add 192.0.2.1/24 dev up0",
+    ])?;
+    run(&netns, commands)?;
+    Ok(netns)
+}
+
+/// Two links of pods whose other ends are here too.
+const VETHS: [&str; 4] = [
+    "link add v1 type veth peer name p1",
+    "link add v2 type veth peer name p2",
+    "link set v1 up",
+    "link set v2 up",
+];
+
+/// A node whose pods hang on a bridge.
+fn bridged(pods: &[&str]) -> Result<(Lab, Arc<NetNs>)> {
+    let mut lab = Lab::new(Families::V4)?;
+    lab.add_node("one", Layout::Bridge)?;
+    let pods: Vec<PodPlan> = pods.iter().map(|pod| PodPlan::new(pod, "one")).collect();
+    lab.add_pods(&pods)?;
+    let node = Arc::clone(&lab.node("one")?.netns);
+    Ok((lab, node))
 }
 
 fn run(netns: &NetNs, commands: &[&str]) -> Result<()> {
@@ -175,8 +201,7 @@ fn an_index_that_comes_again_is_another_interface() -> Result<()> {
         "link set p1 up",
         "route add 10.9.0.1/32 dev v1",
     ])?;
-    in_netns(&netns, || async {
-        let (discovery, mut events) = Discovery::spawn()?;
+    discover(&netns, async |discovery, mut events| {
         discovery.watch(key("a"), vec![IpAddr::from([10, 9, 0, 1])]);
         ensure!(found(&mut events).await? == (77, "v1".into()));
         run(
@@ -195,15 +220,9 @@ fn an_index_that_comes_again_is_another_interface() -> Result<()> {
 
 #[test]
 fn a_route_that_flaps_does_not_lose_the_interface_but_one_that_moves_does() -> Result<()> {
-    let netns = machine(&[
-        "link add v1 type veth peer name p1",
-        "link add v2 type veth peer name p2",
-        "link set v1 up",
-        "link set v2 up",
-        "route add 10.9.0.1/32 dev v1",
-    ])?;
-    in_netns(&netns, || async {
-        let (discovery, mut events) = Discovery::spawn()?;
+    let netns = machine(&VETHS)?;
+    run(&netns, &["route add 10.9.0.1/32 dev v1"])?;
+    discover(&netns, async |discovery, mut events| {
         discovery.watch(key("a"), vec![IpAddr::from([10, 9, 0, 1])]);
         let (first, _) = found(&mut events).await?;
         run(&netns, &["route del 10.9.0.1/32", "route add 10.9.0.1/32 dev v1"])?;
@@ -219,20 +238,16 @@ fn a_route_that_flaps_does_not_lose_the_interface_but_one_that_moves_does() -> R
 
 #[test]
 fn addresses_that_lead_to_different_interfaces_are_reported_and_the_uplink_is_refused() -> Result<()> {
-    let netns = machine(&[
-        "link add v1 type veth peer name p1",
-        "link add v2 type veth peer name p2",
-        "link add up0 type ifb",
-        "link set v1 up",
-        "link set v2 up",
-        "link set up0 up",
-        "addr add 192.0.2.1/24 dev up0",
-        "route add 10.9.0.1/32 dev v1",
-        "route add fd00:9::1/128 dev v2",
-        "route add 10.9.0.2/32 via 192.0.2.9",
-    ])?;
-    in_netns(&netns, || async {
-        let (discovery, mut events) = Discovery::spawn()?;
+    let netns = machine_with_uplink(&VETHS)?;
+    run(
+        &netns,
+        &[
+            "route add 10.9.0.1/32 dev v1",
+            "route add fd00:9::1/128 dev v2",
+            "route add 10.9.0.2/32 via 192.0.2.9",
+        ],
+    )?;
+    discover(&netns, async |discovery, mut events| {
         let both = vec![IpAddr::from([10, 9, 0, 1]), "fd00:9::1".parse()?];
         discovery.watch(key("a"), both);
         match next(&mut events).await? {
@@ -259,13 +274,9 @@ fn addresses_that_lead_to_different_interfaces_are_reported_and_the_uplink_is_re
 
 #[test]
 fn a_bridge_port_that_claims_the_address_of_another_pod_does_not_get_its_policy() -> Result<()> {
-    let mut lab = Lab::new(Families::V4)?;
-    lab.add_node("one", Layout::Bridge)?;
-    lab.add_pods(&[PodPlan::new("x/a", "one"), PodPlan::new("x/evil", "one")])?;
-    let node = Arc::clone(&lab.node("one")?.netns);
+    let (lab, node) = bridged(&["x/a", "x/evil"])?;
     let victim = lab.pod("x/a")?.addresses.v4.context("v4")?;
-    in_netns(&node, || async {
-        let (discovery, mut events) = Discovery::spawn()?;
+    discover(&node, async |discovery, mut events| {
         discovery.watch(key("a"), vec![victim.into()]);
         let (_, name) = found(&mut events).await?;
         ensure!(name == lab.pod("x/a")?.interface);
@@ -290,17 +301,13 @@ fn a_bridge_port_that_claims_the_address_of_another_pod_does_not_get_its_policy(
 
 #[test]
 fn a_quiet_pod_that_its_bridge_has_forgotten_keeps_the_interface_it_had() -> Result<()> {
-    let mut lab = Lab::new(Families::V4)?;
-    lab.add_node("one", Layout::Bridge)?;
-    lab.add_pods(&[PodPlan::new("x/a", "one")])?;
-    let node = Arc::clone(&lab.node("one")?.netns);
+    let (lab, node) = bridged(&["x/a"])?;
     let address: IpAddr = lab.pod("x/a")?.addresses.v4.context("v4")?.into();
     // It does not answer any more, but it is there.
     let pod = Arc::clone(&lab.pod("x/a")?.netns);
     run(&pod, &["link set eth0 arp off"])?;
     run(&node, &["neigh flush all"])?;
-    in_netns(&node, || async {
-        let (discovery, mut events) = Discovery::spawn()?;
+    discover(&node, async |discovery, mut events| {
         let known = index_of(&lab.pod("x/a")?.interface)?;
         discovery.watch(key("a"), vec![address]);
         discovery.assume(key("a"), known);
@@ -321,13 +328,8 @@ fn a_quiet_pod_that_its_bridge_has_forgotten_keeps_the_interface_it_had() -> Res
 
 #[test]
 fn a_storm_of_routes_hides_no_pod() -> Result<()> {
-    let netns = machine(&[
-        "link add up0 type ifb",
-        "link set up0 up",
-        "addr add 192.0.2.1/24 dev up0",
-    ])?;
-    in_netns(&netns, || async {
-        let (discovery, mut events) = Discovery::spawn()?;
+    let netns = machine_with_uplink(&[])?;
+    discover(&netns, async |discovery, mut events| {
         discovery.watch(key("a"), vec![IpAddr::from([10, 9, 0, 1])]);
         ensure!(matches!(next(&mut events).await?, Event::Missing { .. }));
         let mut storm = Batch::default();
@@ -347,13 +349,8 @@ fn a_storm_of_routes_hides_no_pod() -> Result<()> {
 
 #[test]
 fn the_nodes_own_addresses_are_told_and_kept_up_to_date() -> Result<()> {
-    let netns = machine(&[
-        "link add up0 type ifb",
-        "link set up0 up",
-        "addr add 192.0.2.1/24 dev up0",
-    ])?;
-    in_netns(&netns, || async {
-        let (_discovery, mut events) = Discovery::spawn()?;
+    let netns = machine_with_uplink(&[])?;
+    discover(&netns, async |_discovery, mut events| {
         let told = |event: Option<Event>| match event {
             Some(Event::NodeAddresses(addresses)) => Ok(addresses),
             other => bail!("unexpected: {other:?}"),

@@ -2,7 +2,7 @@
 
 use std::{
     io::{BufRead, BufReader},
-    net::IpAddr,
+    net::{IpAddr, SocketAddr, TcpStream, UdpSocket},
     path::Path,
     process::{Child, Command, Stdio},
     thread,
@@ -10,9 +10,11 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
+use jiff::Timestamp;
 use serde_json::{Value, json};
 use weir_tests::{
     binary,
+    connection::Connection,
     lab::{
         Agent, Families, Family, Lab, Layout, PodPlan,
         agent::AgentOptions,
@@ -81,10 +83,13 @@ impl World {
     }
 
     fn agent(&self, flows: bool) -> Result<Agent> {
-        let options = AgentOptions {
+        self.agent_with(AgentOptions {
             flows,
             ..AgentOptions::default()
-        };
+        })
+    }
+
+    fn agent_with(&self, options: AgentOptions) -> Result<Agent> {
         let mut agent = Agent::start(&self.lab, "one", self.manifests.directory(), options)?;
         agent.wait(PATIENCE)?;
         Ok(agent)
@@ -292,6 +297,88 @@ fn without_a_reader_no_event_leaves_the_kernel() -> Result<()> {
     let before = until_enabled(&agent, false)?["records"].clone();
     assert_eq!(world.ask("prod/web", Family::V4, Protocol::Udp, 80)?, Verdict::Deny);
     assert_eq!(flow_status(&agent)?["records"], before, "switched off again");
+    agent.terminate()?;
+    Ok(())
+}
+
+/// All records of a flow so far, by its source port.
+fn records_of(agent: &Agent, event: &str, port: u16) -> Result<Vec<Value>> {
+    let ports = |record: &Value| {
+        let l4 = record["l4"].as_object()?;
+        l4.values().next()?["source_port"].as_u64()
+    };
+    Ok(records(agent)?
+        .into_iter()
+        .filter(|record| {
+            record["weir"]["event"] == event
+                && record["traffic_direction"] == "INGRESS"
+                && ports(record) == Some(port.into())
+        })
+        .collect())
+}
+
+/// Waits for what periods and sweeps bring.
+fn await_records(agent: &Agent, event: &str, port: u16, enough: impl Fn(&[Value]) -> bool) -> Result<Vec<Value>> {
+    let deadline = Instant::now() + 3 * PATIENCE;
+    loop {
+        let found = records_of(agent, event, port)?;
+        if enough(&found) {
+            return Ok(found);
+        }
+        ensure!(
+            Instant::now() < deadline,
+            "not the records {event} that are due: {found:#?}"
+        );
+        thread::sleep(Duration::from_millis(50));
+    }
+}
+
+#[test]
+fn a_flow_that_lasts_and_one_that_is_denied_again_are_told_of_every_period() -> Result<()> {
+    let world = World::new()?;
+    let mut agent = world.agent_with(AgentOptions {
+        arguments: vec!["--flow-period".to_owned(), "5s".to_owned()],
+        ..AgentOptions::default()
+    })?;
+    let to = SocketAddr::new(world.api(Family::V4)?, 80);
+    let (web, _) = world.lab.host("prod/web")?;
+    let stream = web.run(|| Ok(TcpStream::connect(to)?))?;
+    let lasting_port = stream.local_addr()?.port();
+    let mut lasting = Connection::new(stream)?;
+    ensure!(lasting.echoes()?, "a fresh connection does not echo");
+    let (other, _) = world.lab.host("prod/other")?;
+    let denied = other.run(|| Ok(UdpSocket::bind("0.0.0.0:0")?))?;
+    let denied_port = denied.local_addr()?.port();
+    for _ in 0..7 {
+        denied.send_to(b"again", to)?;
+    }
+
+    let all = |told: &[Value]| told.last().is_some_and(|last| last["weir"]["packets"]["forward"] == 7);
+    let told = await_records(&agent, "denied", denied_port, all)?;
+    assert_eq!(
+        told[0]["weir"]["packets"]["forward"], 1,
+        "the first packet is told of at once"
+    );
+    assert_eq!(told[told.len() - 1]["weir"]["bytes"]["forward"], 7 * (20 + 8 + 5));
+    assert_eq!(told[told.len() - 1]["verdict"], "DROPPED");
+    let denials = told.len();
+
+    ensure!(lasting.echoes()?, "the connection does not last");
+    let told = await_records(&agent, "ongoing", lasting_port, |told| told.len() >= 2)?;
+    let packets = |record: &Value| record["weir"]["packets"]["forward"].as_u64();
+    assert!(
+        packets(&told[0]) >= Some(2) && packets(&told[1]) >= packets(&told[0]),
+        "{told:#?}"
+    );
+    let time = |record: &Value| -> Result<Timestamp> { Ok(record["time"].as_str().context("a time")?.parse()?) };
+    let apart = time(&told[1])?.duration_since(time(&told[0])?).as_secs_f64();
+    assert!(apart > 4.0, "{apart} s apart");
+    assert_eq!(told[0]["ingress_allowed_by"][0]["name"], "api");
+    drop(lasting);
+    let ended = await_records(&agent, "ended", lasting_port, |told| !told.is_empty())?;
+    assert_eq!(ended[0]["weir"]["start"], told[0]["weir"]["start"]);
+    let told = records_of(&agent, "denied", denied_port)?;
+    assert_eq!(told.len(), denials, "nothing new, nothing told: {told:#?}");
     agent.terminate()?;
     Ok(())
 }

@@ -29,6 +29,12 @@ pub const DENY: CargoTool = CargoTool {
     version: "0.20.2",
 };
 
+pub const FUZZ: CargoTool = CargoTool {
+    program: "cargo-fuzz",
+    package: "cargo-fuzz",
+    version: "0.13.2",
+};
+
 impl CargoTool {
     /// Where the tool lies, after it has been installed if need be.
     pub fn ensure(&self) -> Result<PathBuf> {

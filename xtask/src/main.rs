@@ -13,8 +13,10 @@ mod cargo_tool;
 mod cluster;
 mod crds;
 mod demo;
+mod fuzz;
 mod go;
 mod image;
+mod kustomize;
 mod lint;
 mod machine;
 mod packages;
@@ -58,6 +60,9 @@ enum Verb {
     /// Generate the CustomResourceDefinitions of Calico's kinds (deploy/crds, and the chart's)
     Crds(crds::Arguments),
 
+    /// Generate the kustomize base (deploy/kustomize) from the chart
+    Kustomize(kustomize::Arguments),
+
     /// Run all tests: those of each crate, and the suites with real packets
     Test(test::Arguments),
 
@@ -66,6 +71,11 @@ enum Verb {
     /// Control plane and nodes are Kubernetes' own programs, built from source on first use (some minutes), and run in
     /// namespaces of this machine. `up` returns when all nodes are ready.
     Cluster(cluster::Arguments),
+
+    /// Feed random input to the parsers, for a minute each
+    ///
+    /// What is found lies in tests/fuzz/artifacts. The corpus that a run leaves behind makes the next one go further.
+    Fuzz(fuzz::Arguments),
 
     /// Check formatting, lints (host and eBPF), spelling, licences and dependencies
     Lint(lint::Arguments),
@@ -91,7 +101,9 @@ fn run(verb: Verb) -> Result<()> {
         Verb::Demo(arguments) => demo::run(&arguments),
         Verb::Image(arguments) => image::run(&arguments),
         Verb::Crds(arguments) => crds::run(&arguments),
+        Verb::Kustomize(arguments) => kustomize::run(&arguments),
         Verb::Test(arguments) => test::run(&arguments),
+        Verb::Fuzz(arguments) => fuzz::run(&arguments),
         Verb::Lint(arguments) => lint::run(&arguments),
         Verb::Cluster(arguments) => cluster::run(&arguments),
         Verb::Bench(arguments) => bench::run(&arguments),

@@ -1,6 +1,6 @@
 //! A JSON value and where in its object it stands. Paths are only put together when something is wrong.
 
-use std::fmt::Write as _;
+use std::{fmt::Write as _, sync::LazyLock};
 
 use serde_json::{Map, Value};
 
@@ -67,6 +67,12 @@ impl<'a> At<'a> {
             parent: Some(self),
             step: Step::Key(key),
         })
+    }
+
+    /// The member of that name; an empty map where it is absent.
+    pub(super) fn get_or_empty<'b>(&'b self, key: &'b str) -> At<'b> {
+        static EMPTY: LazyLock<Value> = LazyLock::new(|| Value::Object(Map::new()));
+        self.get(key).unwrap_or_else(|| At::root(&EMPTY))
     }
 
     /// Of an array: its elements, null ones too.

@@ -6,7 +6,7 @@
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use ipnet::IpNet;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::{
     at::{At, Report, Reported, quoted},
@@ -118,12 +118,11 @@ pub(super) fn pod(cx: &mut Context<'_>) -> Outcome {
 }
 
 fn pod_object(cx: &mut Context<'_>) -> Result<Object, Reported> {
-    let empty = json!({});
     let root = cx.root;
     let labels = cx.interned_labels()?;
-    let spec = root.get("spec").unwrap_or(At::root(&empty));
-    let status = root.get("status").unwrap_or(At::root(&empty));
-    let metadata = root.get("metadata").unwrap_or(At::root(&empty));
+    let spec = root.get_or_empty("spec");
+    let status = root.get_or_empty("status");
+    let metadata = root.get_or_empty("metadata");
     spec.map(cx.report)?;
     status.map(cx.report)?;
 

@@ -29,22 +29,11 @@ pub(super) fn parse(cx: &mut Context<'_>) -> Outcome {
 /// The same text as an object of another kind: Calico's StagedKubernetesNetworkPolicy is never enforced.
 pub(super) fn parse_as(cx: &mut Context<'_>, kind: PolicyKind) -> Outcome {
     let root = cx.root;
-    let empty = serde_json::Value::Object(serde_json::Map::new());
     let report = &mut *cx.report;
-    let spec = match root.get("spec") {
-        Some(spec) => spec,
-        None => {
-            report.warn(
-                "spec",
-                "is missing: the policy isolates every pod of its namespace for ingress",
-                "say spec.podSelector and policyTypes",
-            );
-            At::root(&empty)
-        }
-    };
-    if spec.map(report).is_err() {
+    let remedy = "say spec.podSelector and policyTypes";
+    let Ok(spec) = spec(&root, "every pod of its namespace", remedy, report) else {
         return Outcome::Invalid;
-    }
+    };
     // Both are wanted before giving up, so that all that is wrong is told at once.
     let subject = subject(&spec, &cx.namespace, report);
     let directions = directions(&spec, report);
@@ -81,6 +70,22 @@ pub(super) fn parse_as(cx: &mut Context<'_>, kind: PolicyKind) -> Outcome {
     } else {
         Outcome::Valid(object)
     }
+}
+
+/// The spec of a policy of any kind. One that is missing is an empty one: valid, but hardly meant so.
+pub(super) fn spec<'a>(
+    root: &'a At<'a>,
+    isolated: &str,
+    remedy: &str,
+    report: &mut Report,
+) -> Result<At<'a>, Reported> {
+    if root.get("spec").is_none() {
+        let message = format!("is missing: the policy isolates {isolated} for ingress");
+        report.warn("spec", message, remedy);
+    }
+    let spec = root.get_or_empty("spec");
+    spec.map(report)?;
+    Ok(spec)
 }
 
 struct Direction {

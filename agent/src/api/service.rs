@@ -2,8 +2,6 @@
 
 use std::{net::IpAddr, sync::Arc};
 
-use serde_json::json;
-
 use super::{
     at::{At, Report, Reported, quoted},
     core::address,
@@ -17,9 +15,8 @@ pub(super) const SERVICE_NAME: &str = "kubernetes.io/service-name";
 /// A Service: addresses and ports by which clients reach it.
 pub(super) fn service(cx: &mut Context<'_>) -> Outcome {
     let root = cx.root;
-    let empty = json!({});
-    let spec = root.get("spec").unwrap_or(At::root(&empty));
-    let status = root.get("status").unwrap_or(At::root(&empty));
+    let spec = root.get_or_empty("spec");
+    let status = root.get_or_empty("status");
     let report = &mut *cx.report;
     let addresses = service_addresses(&spec, &status, report);
     let ports = ports(&spec, "port", report);

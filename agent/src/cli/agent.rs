@@ -1,6 +1,6 @@
 //! `weir agent`: from flags to options, then the control loop.
 
-use std::{net::SocketAddr, path::PathBuf, str::FromStr};
+use std::{net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 
 use clap::{
     Args,
@@ -18,7 +18,10 @@ use crate::{
         options::{AgentOptions, AttachMode, FlowLogOptions, FlowLogTarget, Forward},
     },
     memory,
-    source::{SourceOptions, kubernetes},
+    source::{
+        SourceOptions,
+        kubernetes::{self, DaemonSetName},
+    },
 };
 
 /// A size in bytes, written with or without a unit.
@@ -73,6 +76,15 @@ fn forward_modes() -> impl TypedValueParser<Value = Forward> {
     })
 }
 
+fn flow_period(text: &str) -> Result<Duration, String> {
+    let period = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    let shortest = Duration::from_secs(5);
+    if period < shortest {
+        return Err("the connection table is looked through every 5 s: name 5s or more".to_owned());
+    }
+    Ok(period)
+}
+
 #[derive(Debug, Args)]
 pub struct Agent {
     /// Name of this node's Node object [default: the host's name]
@@ -84,6 +96,13 @@ pub struct Agent {
     /// Enforce what is in this directory instead: every *.yaml, *.yml and *.json below it, watched for changes
     #[arg(long, value_name = "DIR", conflicts_with = "kubeconfig")]
     pub manifests: Option<PathBuf>,
+    /// The DaemonSet that the agent belongs to: when it is removed, and only then, the agent takes everything away as it
+    /// ends [default: $WEIR_NAMESPACE/$WEIR_DAEMONSET]
+    #[arg(long, value_name = "NAMESPACE/NAME", conflicts_with = "manifests")]
+    pub daemonset: Option<DaemonSetName>,
+    /// Keep a condition WeirReady on this node's Node object
+    #[arg(long, conflicts_with = "manifests")]
+    pub node_condition: bool,
     #[command(flatten)]
     pub run_dir: RunDir,
     /// Directory on a bpffs for what must outlive the agent
@@ -98,6 +117,9 @@ pub struct Agent {
     /// Keep so many flow log files, the one being written included
     #[arg(long, value_name = "NUMBER", default_value_t = 5, requires = "flow_log", value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub flow_log_max_files: u32,
+    /// Report a flow that lasts, or is denied again and again, so often
+    #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = flow_period)]
+    pub flow_period: Duration,
     /// How to attach to interfaces
     #[arg(long, value_name = "MODE", default_value = "auto", value_parser = attach_modes())]
     pub attach: AttachMode,
@@ -142,12 +164,15 @@ impl Agent {
     }
 
     fn options(self) -> Result<AgentOptions, CliError> {
+        let daemonset = self.daemonset.or_else(own_daemonset);
         Ok(AgentOptions {
             node: self.node.map_or_else(hostname, Ok)?,
             source: match self.manifests {
                 Some(directory) => SourceOptions::Manifests(directory),
                 None => SourceOptions::Kubernetes(kubernetes::Options {
                     kubeconfig: self.kubeconfig,
+                    daemonset,
+                    node_condition: self.node_condition,
                 }),
             },
             run_dir: self.run_dir.run_dir,
@@ -164,9 +189,19 @@ impl Agent {
                 max_size: self.flow_log_max_size.0,
                 max_files: self.flow_log_max_files,
             }),
+            flow_period: self.flow_period,
             health_addr: self.health_addr,
         })
     }
+}
+
+/// As the chart tells its pods.
+fn own_daemonset() -> Option<DaemonSetName> {
+    let part = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
+    Some(DaemonSetName {
+        namespace: part("WEIR_NAMESPACE")?,
+        name: part("WEIR_DAEMONSET")?,
+    })
 }
 
 /// The kubelet names its node after the host, in lower case, unless told otherwise.
@@ -236,6 +271,8 @@ mod tests {
             "127.0.0.1:1",
             "--flow-log-max-size",
             "1Ki",
+            "--flow-period",
+            "2m",
             "--flow-log-max-files",
             "2",
         ])
@@ -257,6 +294,7 @@ mod tests {
                     max_size: 1024,
                     max_files: 2
                 }),
+                flow_period: Duration::from_secs(120),
                 health_addr: Some(([127, 0, 0, 1], 1).into()),
             }
         );
@@ -276,6 +314,7 @@ mod tests {
             (options.attach, options.forward, options.audit),
             (AttachMode::Auto, Forward::Auto, false)
         );
+        assert_eq!(options.flow_period, Duration::from_secs(60));
         assert_eq!(
             options.flow_log,
             Some(FlowLogOptions {
@@ -292,16 +331,35 @@ mod tests {
             let agent = parse(&[&["--node", "n"], args].concat()).expect("parses");
             agent.options().expect("resolves").source
         };
-        let api = |kubeconfig| SourceOptions::Kubernetes(kubernetes::Options { kubeconfig });
+        let api = |kubeconfig| {
+            SourceOptions::Kubernetes(kubernetes::Options {
+                kubeconfig,
+                ..kubernetes::Options::default()
+            })
+        };
         assert_eq!(source(&[]), api(None));
         assert_eq!(source(&["--kubeconfig", "/k"]), api(Some("/k".into())));
         assert_eq!(source(&["--manifests", "/m"]), SourceOptions::Manifests("/m".into()));
         assert!(parse(&["--manifests", "/m", "--kubeconfig", "/k"]).is_err());
+        assert!(parse(&["--manifests", "/m", "--daemonset", "a/b"]).is_err());
+        assert!(parse(&["--daemonset", "weir"]).is_err());
+        let SourceOptions::Kubernetes(options) = source(&["--daemonset", "kube-system/weir", "--node-condition"])
+        else {
+            panic!("the API");
+        };
+        assert_eq!(options.daemonset.expect("named").to_string(), "kube-system/weir");
+        assert!(options.node_condition);
     }
 
     #[test]
     fn limits_of_a_log_that_there_is_not_are_a_mistake() {
         assert!(parse(&["--manifests", "/m", "--flow-log-max-files", "2"]).is_err());
         assert!(parse(&["--manifests", "/m", "--flow-log", "-", "--flow-log-max-files", "0"]).is_err());
+        for short in ["0s", "4999ms", "never"] {
+            assert!(
+                parse(&["--manifests", "/m", "--flow-period", short]).is_err(),
+                "{short}"
+            );
+        }
     }
 }

@@ -17,7 +17,7 @@ use super::{
     output,
     protocol::{Response, SOCKET, Verb},
 };
-use crate::datapath;
+use crate::{datapath, source::kubernetes::SEEN};
 
 /// How long a running agent may take to end.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -107,13 +107,13 @@ fn end_agent(run_dir: &Path) -> Result<bool, CliError> {
     Ok(true)
 }
 
-/// What agents keep in their run directory: the socket, and the last valid versions of manifests.
+/// What agents keep in their run directory: the socket, the last valid versions of objects, the DaemonSet seen.
 fn is_ours(name: &str) -> bool {
-    name == SOCKET || name.starts_with("last-valid.")
+    name == SOCKET || name == SEEN || name.starts_with("last-valid.")
 }
 
 /// Removes what the agent kept in its run directory, and the directory if it is empty then.
-fn remove_run_dir(run_dir: &Path) -> io::Result<()> {
+pub(crate) fn remove_run_dir(run_dir: &Path) -> io::Result<()> {
     let entries = match fs::read_dir(run_dir) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         entries => entries?,
@@ -139,7 +139,7 @@ mod tests {
         let parent = tempfile::tempdir().expect("a temporary directory");
         let run_dir = parent.path().join("weir");
         fs::create_dir(&run_dir).expect("makes the directory");
-        for name in [SOCKET, "last-valid.log", "flows.json"] {
+        for name in [SOCKET, SEEN, "last-valid.log", "flows.json"] {
             fs::write(run_dir.join(name), "").expect("writes");
         }
         remove_run_dir(&run_dir).expect("removes");

@@ -33,10 +33,12 @@ pub(super) struct Hits {
 impl Hits {
     /// Remembers what new traces mean.
     pub(super) fn name(&mut self, plan: &Plan, compiler: &Compiler) {
-        for op in &plan.add {
-            if let Op::PutTrace(id) = op
-                && let Some(judgement) = compiler.trace(*id)
-            {
+        let made = plan.add.iter().filter_map(|op| match op {
+            Op::PutTrace(id) => Some(id),
+            _ => None,
+        });
+        for id in made.chain(&plan.renamed) {
+            if let Some(judgement) = compiler.trace(*id) {
                 self.traces.insert(*id, judgement);
             }
         }

@@ -8,6 +8,8 @@
 //! | `removals` | what plans want removed, kept for the grace period |
 //! | `hits` | how often each rule was hit |
 //! | `staging` | staged policies |
+//! | `condition` | the condition on the agent's Node |
+//! | `uninstall` | taking everything away when the agent's DaemonSet is removed |
 //! | `wait` | who waits until everything is enforced |
 //! | `status`, `observe`, `dump`, `explain` | the answers to questions about the whole |
 //! | `options` | what `weir agent` was told |
@@ -15,6 +17,7 @@
 
 mod agent;
 mod bind;
+mod condition;
 mod dump;
 mod endpoints;
 mod enforce;
@@ -27,9 +30,10 @@ pub mod query;
 mod removals;
 mod staging;
 mod status;
+mod uninstall;
 mod wait;
 
-use std::{future::Future, sync::Arc, time::Instant};
+use std::{future::Future, pin::Pin, sync::Arc, time::Instant};
 
 use anyhow::Context as _;
 use tokio::{
@@ -92,6 +96,7 @@ pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
         node: Arc::clone(&node),
         instruments: Arc::clone(&instruments),
     };
+    let condition_handle = handle.clone();
     let socket = server::bind_socket(&options.run_dir)
         .with_context(|| format!("cannot listen in the run directory {}", options.run_dir.display()))?;
     let _server = Task::spawn(server::serve(socket, handle.clone()));
@@ -111,11 +116,18 @@ pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
         directory: Arc::clone(&directory),
         node: Arc::clone(&node),
         audit: options.audit,
+        period: options.flow_period,
     };
     let flows = FlowTask::start(datapath.events()?, datapath.sweeper()?, shared).context("cannot wait for events")?;
     let (discovery, mut discovered) = Discovery::spawn().context("cannot watch interfaces and routes")?;
-    let (source, mut source_events) = Source::start(&options.source, &options.run_dir, &instruments).await?;
+    let (source, mut source_events) =
+        Source::start(&options.source, &options.run_dir, &options.node, &instruments).await?;
     info!(node = options.node, source = %options.source, "started");
+
+    let condition = source.condition().cloned().map(|condition| {
+        let handle = condition_handle;
+        Task::spawn(condition::keep(condition, handle))
+    });
 
     let mut wanted = hub.wanted();
     let mut agent = Agent::new(Parts {
@@ -136,12 +148,15 @@ pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
         agent.discovery_event(event);
     }
     let mut batch = Vec::with_capacity(BATCH);
-    loop {
+    // The loop goes on deciding what pods may do while the API server is asked why the agent is to end.
+    let mut removal: Option<Pin<Box<dyn Future<Output = bool> + Send + '_>>> = None;
+    let removed = loop {
         let tick = agent.next_tick();
         tokio::select! {
             biased;
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
+            _ = terminate.recv(), if removal.is_none() => removal = Some(Box::pin(source.is_removed())),
+            _ = interrupt.recv() => break false,
+            removed = ended(&mut removal) => break removed,
             count = source_events.recv_many(&mut batch, BATCH) => {
                 anyhow::ensure!(count > 0, "the source has ended by itself");
                 agent.source_events(std::mem::take(&mut batch));
@@ -151,7 +166,7 @@ pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
                 None => anyhow::bail!("the watch of interfaces has ended by itself"),
             },
             query = asked.recv() => {
-                let Some(query) = query else { break };
+                let Some(query) = query else { break false };
                 if let Some(reply) = answer(&mut agent, &source, query) {
                     return detach(agent, reply).await;
                 }
@@ -163,6 +178,11 @@ pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
             }
             () = sleep_until(tick) => agent.tick(Instant::now()),
         }
+    };
+    drop(removal);
+    if removed {
+        drop(condition);
+        return uninstall::run(agent, &source).await;
     }
     info!("ending; what is enforced stays in force");
     agent.want_events(false);
@@ -231,6 +251,13 @@ async fn first_addresses(discovered: &mut mpsc::Receiver<endpoint::Event>) -> Op
             warn!("the node's addresses are not known yet: going on without");
             None
         })
+}
+
+async fn ended(removal: &mut Option<Pin<Box<dyn Future<Output = bool> + Send + '_>>>) -> bool {
+    match removal {
+        Some(removal) => removal.await,
+        None => std::future::pending().await,
+    }
 }
 
 async fn sleep_until(at: Option<Instant>) {

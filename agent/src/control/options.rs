@@ -1,6 +1,6 @@
 //! What `weir agent` was told: parsed and resolved, no flag of the command line left open.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 pub use crate::datapath::{AttachMode, Forward};
 use crate::source::SourceOptions;
@@ -36,5 +36,7 @@ pub struct AgentOptions {
     /// Judge and report, but drop nothing.
     pub audit: bool,
     pub flow_log: Option<FlowLogOptions>,
+    /// How often a flow that lasts is told of.
+    pub flow_period: Duration,
     pub health_addr: Option<SocketAddr>,
 }

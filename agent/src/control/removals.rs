@@ -20,7 +20,7 @@ use crate::policy::plan::Op;
 pub const GRACE: Duration = Duration::from_millis(100);
 
 /// Removals that are executed at once: what takes about a quarter of a millisecond, since a change may be waiting.
-const SLICE: usize = 128;
+const SLICE: usize = 512;
 
 /// The element of a map that an operation writes or deletes.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

@@ -12,7 +12,7 @@ impl Agent {
         if !policies_changed && names.staged.is_none() {
             return;
         }
-        if policies_changed && self.staged_policies().next().is_none() {
+        if policies_changed && !self.index.has_staged() {
             names.staged = None;
             return;
         }

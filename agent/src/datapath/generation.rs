@@ -27,7 +27,7 @@ use super::{
     pins::{self, Numbered},
     shape::Shape,
     sys,
-    table::Table,
+    table::{Batched, Table},
     tc,
 };
 
@@ -44,6 +44,7 @@ pub(super) struct Maps {
     pub addresses: Table<HashMap<MapData, Addr, AddressEntry>>,
     pub cidrs: Table<LpmTrie<MapData, Addr, AddressEntry>>,
     pub identities: Array<MapData, IdentityEntry>,
+    pub identity_batches: Batched,
     /// One more than the highest identity that was written.
     pub identities_used: u32,
     pub rows: Table<HashMap<MapData, RowKey, Row>>,
@@ -98,7 +99,7 @@ impl Generation {
             .map_err(|error| Error::Load { detail: chain(&error) })?;
         let programs = programs(&mut ebpf, &pin.path)?;
         let maps = Maps::take(&mut ebpf, options)?;
-        let direct_until = typed(&mut ebpf, map::DIRECT_UNTIL)?;
+        let (direct_until, _) = typed(&mut ebpf, map::DIRECT_UNTIL)?;
         Ok(Self {
             pin,
             maps,
@@ -187,11 +188,13 @@ fn chain(error: &dyn std::error::Error) -> String {
 
 impl Maps {
     fn take(ebpf: &mut Ebpf, options: &Options) -> Result<Self> {
+        let (identities, identity_batches) = typed(ebpf, map::IDENTITIES)?;
         Ok(Self {
             endpoints: table(ebpf, options, map::ENDPOINTS)?,
             addresses: table(ebpf, options, map::ADDRESSES)?,
             cidrs: table(ebpf, options, map::CIDRS)?,
-            identities: typed(ebpf, map::IDENTITIES)?,
+            identities,
+            identity_batches,
             identities_used: 0,
             rows: table(ebpf, options, map::ROWS)?,
             decisions: table(ebpf, options, map::DECISIONS)?,
@@ -207,20 +210,30 @@ fn table<M: TryFrom<Map, Error = MapError>>(
     options: &Options,
     name: &'static str,
 ) -> Result<Table<M>> {
+    let (map, batches) = typed(ebpf, name)?;
     Ok(Table {
-        map: typed(ebpf, name)?,
+        map,
         name,
         capacity: options.entries(name).unwrap_or_default(),
         entries: 0,
+        batches,
     })
 }
 
-/// Takes a map out of the loaded object, its key and value sizes checked against the Rust types.
-fn typed<M: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &'static str) -> Result<M> {
+/// Takes a map out of the loaded object, its key and value sizes checked against the Rust types; with a descriptor of its
+/// own for what aya does not offer.
+fn typed<M: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &'static str) -> Result<(M, Batched)> {
+    let refused = |error: String| Error::Object {
+        detail: format!("map {name}: {error}"),
+    };
     let map = ebpf.take_map(name).ok_or_else(|| Error::Object {
         detail: format!("it declares no map {name}"),
     })?;
-    M::try_from(map).map_err(|error| Error::Object {
-        detail: format!("map {name}: {error}"),
-    })
+    let (Map::Array(data) | Map::HashMap(data) | Map::PerCpuHashMap(data) | Map::LpmTrie(data)) = &map else {
+        return Err(refused("it is of a type that no policy map has".to_owned()));
+    };
+    let fd = data.fd().as_fd().try_clone_to_owned();
+    let fd = fd.map_err(|error| refused(format!("its descriptor cannot be copied: {error}")))?;
+    let map = M::try_from(map).map_err(|error| refused(error.to_string()))?;
+    Ok((map, Batched::new(fd)))
 }

@@ -22,6 +22,8 @@ const BPF_PROG_GET_FD_BY_ID: u32 = 13;
 const BPF_OBJ_GET_INFO_BY_FD: u32 = 15;
 const BPF_PROG_QUERY: u32 = 16;
 const BPF_MAP_LOOKUP_BATCH: u32 = 24;
+const BPF_MAP_UPDATE_BATCH: u32 = 26;
+const BPF_MAP_DELETE_BATCH: u32 = 27;
 const BPF_LINK_CREATE: u32 = 28;
 const BPF_LINK_UPDATE: u32 = 29;
 const BPF_LINK_DETACH: u32 = 34;
@@ -291,6 +293,84 @@ pub(super) fn has_tcx() -> bool {
     tcx_programs(1, Direction::Egress).is_ok()
 }
 
+/// The attribute of all batch commands.
+#[repr(C)]
+#[derive(Default)]
+struct BatchAttr {
+    in_batch: u64,
+    out_batch: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map_fd: u32,
+    elem_flags: u64,
+    flags: u64,
+}
+
+/// A batch that ended early.
+#[derive(Debug)]
+pub(super) struct Interrupted {
+    /// Elements from the first on that were done.
+    pub done: usize,
+    /// What the kernel said of the next one, or of the whole batch.
+    pub error: io::Error,
+}
+
+/// Writes elements of a map in their order, each as one update without conditions. A per-CPU map takes as many values
+/// for each key as there are possible CPUs, each of a multiple of eight bytes.
+///
+/// `K` and `V` must have the sizes of the map's keys and values (checked when it was opened). Since kernel 5.6 for hash
+/// maps (aa2e93b8e58e), later for others: `ENOTSUPP` where it is not there.
+pub(super) fn update_batch<K: aya::Pod, V: aya::Pod>(
+    map: BorrowedFd<'_>,
+    keys: &[K],
+    values: &[V],
+    per_key: usize,
+) -> Result<(), Interrupted> {
+    if keys.len() * per_key != values.len() {
+        return Err(Interrupted {
+            done: 0,
+            error: io::Error::from_raw_os_error(libc::EINVAL),
+        });
+    }
+    let attr = BatchAttr {
+        keys: keys.as_ptr() as u64,
+        values: values.as_ptr() as u64,
+        ..BatchAttr::default()
+    };
+    // SAFETY: both arrays hold an element of the map's own size for each of `count`, and are only read.
+    unsafe { batch(BPF_MAP_UPDATE_BATCH, map, keys.len(), attr) }
+}
+
+/// Deletes elements of a map in their order; ends at one that is not there (`ENOENT`). As [`update_batch`].
+pub(super) fn delete_batch<K: aya::Pod>(map: BorrowedFd<'_>, keys: &[K]) -> Result<(), Interrupted> {
+    let attr = BatchAttr {
+        keys: keys.as_ptr() as u64,
+        ..BatchAttr::default()
+    };
+    // SAFETY: the array holds a key of the map's own size for each of `count`, and is only read.
+    unsafe { batch(BPF_MAP_DELETE_BATCH, map, keys.len(), attr) }
+}
+
+/// # Safety
+/// The arrays in `attr` must be valid for what the command does with `count` elements of the map.
+unsafe fn batch(command: u32, map: BorrowedFd<'_>, count: usize, attr: BatchAttr) -> Result<(), Interrupted> {
+    let mut attr = BatchAttr {
+        count: count as u32,
+        map_fd: map.as_raw_fd() as u32,
+        ..attr
+    };
+    // SAFETY: the caller's promise.
+    unsafe { bpf(command, &mut attr) }.map(drop).map_err(|error| {
+        // The kernel writes how many were done, unless it refuses the command before the first.
+        let done = attr.count as usize;
+        Interrupted {
+            done: if done < count { done } else { 0 },
+            error,
+        }
+    })
+}
+
 /// One run over a hash map in batches.
 ///
 /// Sees every element that stays in the map during the run exactly once; what is added or removed meanwhile may or
@@ -323,30 +403,18 @@ impl<'a> Batches<'a> {
 
     /// The next keys and values, as bytes, one element after the other. None: that was all.
     pub(super) fn next(&mut self) -> io::Result<Option<(&[u8], &[u8])>> {
-        #[repr(C)]
-        #[derive(Default)]
-        struct Attr {
-            in_batch: u64,
-            out_batch: u64,
-            keys: u64,
-            values: u64,
-            count: u32,
-            map_fd: u32,
-            elem_flags: u64,
-            flags: u64,
-        }
         while !self.done {
             let cursor = self.cursor;
             // A hash map's cursor is a bucket number of four bytes.
             let mut next = 0_u64;
-            let mut attr = Attr {
+            let mut attr = BatchAttr {
                 in_batch: cursor.as_ref().map_or(0, |cursor| std::ptr::from_ref(cursor) as u64),
                 out_batch: std::ptr::from_mut(&mut next) as u64,
                 keys: self.keys.as_mut_ptr() as u64,
                 values: self.values.as_mut_ptr() as u64,
                 count: (self.keys.len() / self.key_size) as u32,
                 map_fd: self.map.as_raw_fd() as u32,
-                ..Attr::default()
+                ..BatchAttr::default()
             };
             // SAFETY: both buffers hold `count` elements of the map's own sizes, the cursors are longer than the
             // four bytes of a hash map's, and all of them live until the call returns.

@@ -1,13 +1,16 @@
 //! A hash map or trie of the kernel that knows how full it is.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use aya::{
     Pod,
     maps::{HashMap, LpmTrie, Map, MapData, MapError, PerCpuHashMap, PerCpuValues, lpm_trie::Key},
 };
 
-use super::error::{Error, Result};
+use super::{
+    error::{Error, Result},
+    sys::{self, Interrupted},
+};
 
 const BPF_NOEXIST: u64 = 1;
 
@@ -54,6 +57,52 @@ pub(super) struct Table<M> {
     pub capacity: u32,
     /// Elements that are in it: we are its only writer.
     pub entries: u32,
+    pub batches: Batched,
+}
+
+/// A map that takes many operations in one call, until the kernel says that it does not.
+pub(super) struct Batched {
+    fd: OwnedFd,
+    refused: bool,
+}
+
+/// What the kernel says where it has no batches for a type of map (not a number that user space knows by name).
+const ENOTSUPP: i32 = 524;
+
+impl Batched {
+    pub(super) const fn new(fd: OwnedFd) -> Self {
+        Self { fd, refused: false }
+    }
+
+    /// Writes elements; returns how many were written before the kernel refused one (which is to be tried by itself).
+    pub(super) fn put<K: Pod, V: Pod>(&mut self, keys: &[K], values: &[V], per_key: usize) -> usize {
+        if self.refused {
+            return 0;
+        }
+        let result = sys::update_batch(self.fd.as_fd(), keys, values, per_key);
+        self.done(result, keys.len())
+    }
+
+    /// As [`Batched::put`], for deletions.
+    pub(super) fn delete<K: Pod>(&mut self, keys: &[K]) -> usize {
+        if self.refused {
+            return 0;
+        }
+        let result = sys::delete_batch(self.fd.as_fd(), keys);
+        self.done(result, keys.len())
+    }
+
+    fn done(&mut self, result: std::result::Result<(), Interrupted>, count: usize) -> usize {
+        let Err(Interrupted { done, error }) = result else {
+            return count;
+        };
+        let unknown = matches!(
+            error.raw_os_error(),
+            Some(libc::EINVAL | libc::EPERM | libc::EOPNOTSUPP | ENOTSUPP)
+        );
+        self.refused = done == 0 && unknown;
+        done
+    }
 }
 
 impl<M> Table<M> {
@@ -72,6 +121,20 @@ impl<M> Table<M> {
                 .map_err(|error| Error::map(self.name, "replace an entry", self.capacity, error)),
             Err(error) => Err(Error::map(self.name, "add an entry", self.capacity, error)),
         }
+    }
+
+    /// Adds elements under keys that are new; returns how many it did, from the first on.
+    pub(super) fn add_all<K: Pod, V: Pod>(&mut self, keys: &[K], values: &[V], per_key: usize) -> usize {
+        let done = self.batches.put(keys, values, per_key);
+        self.entries = self.entries.saturating_add(done as u32);
+        done
+    }
+
+    /// Deletes elements up to one that is not there; returns how many it did.
+    pub(super) fn delete_all<K: Pod>(&mut self, keys: &[K]) -> usize {
+        let done = self.batches.delete(keys);
+        self.entries = self.entries.saturating_sub(done as u32);
+        done
     }
 
     /// What is not there is deleted already.

@@ -161,6 +161,9 @@ impl Names {
                 _ => {}
             }
         }
+        for &trace in &plan.renamed {
+            self.traces.set(trace, judgement(trace));
+        }
     }
 
     /// Says which pod an endpoint id stands for. None: it is gone.

@@ -42,10 +42,10 @@ pub enum TrafficDirection {
 #[serde(rename_all = "lowercase")]
 pub enum FlowEvent {
     Started,
-    /// Once a minute while the flow lasts.
+    /// Once a period while the flow lasts.
     Ongoing,
     Ended,
-    /// A denied flow: its first packet, and once a minute while it keeps trying.
+    /// A denied flow: its first packet, and once a period while it keeps trying.
     Denied,
 }
 

@@ -1,7 +1,7 @@
 //! When to speak of a flow that lasts, that timed out, or that is denied again and again.
 //!
 //! Nothing is remembered per flow: an entry knows when it began, and a sweep knows when the last sweep was, so
-//! whether a minute of the flow ended in between is arithmetic.
+//! whether a period of the flow ended in between is arithmetic.
 
 use rustc_hash::FxHashMap;
 use weir_common::{
@@ -12,9 +12,6 @@ use weir_common::{
 };
 
 use super::record::opener;
-
-/// How often a flow that lasts is reported, ns.
-pub const PERIOD: u64 = 60_000_000_000;
 
 /// Who had opened the flows that were cut a moment ago.
 ///
@@ -52,17 +49,19 @@ pub struct Sweep {
     pub previous: u64,
     /// When this one began.
     pub now: u64,
+    /// How often a flow that lasts is told of, ns. Not 0.
+    pub period: u64,
 }
 
 impl Sweep {
     /// Start of the period since `start` that `time` lies in.
-    const fn period_of(start: u64, time: u64) -> u64 {
-        start + time.saturating_sub(start) / PERIOD * PERIOD
+    const fn period_of(&self, start: u64, time: u64) -> u64 {
+        start + time.saturating_sub(start) / self.period * self.period
     }
 
     /// Whether a period since `start` ended between the last sweep and this one.
     const fn period_ended(&self, start: u64) -> bool {
-        Self::period_of(start, self.now) > Self::period_of(start, self.previous)
+        self.period_of(start, self.now) > self.period_of(start, self.previous)
     }
 
     /// Whether something is to be said of an entry of the connection table: that the flow lasts, or that it `ended` (timed
@@ -78,11 +77,13 @@ impl Sweep {
     }
 
     /// Whether something is to be said of an entry of the denial map. Its first packet was an event; a flow that was
-    /// denied again is told of once a minute, and when it is given up, with the count so far.
+    /// denied again is told of once a period, and when it is given up, with the count so far.
     #[must_use]
     pub const fn tells_denial(&self, entry: &DenialEntry, ended: bool) -> bool {
-        let told = Self::period_of(entry.first, self.previous);
-        let news = entry.packets > 1 && entry.last > told;
+        let told = self.period_of(entry.first, self.previous);
+        // Before the first period ends only the first packet is told, and the others may bear its time: the programs'
+        // clock is coarse.
+        let news = entry.packets > 1 && (told == entry.first || entry.last > told);
         news && (ended || self.period_ended(entry.first))
     }
 }
@@ -97,6 +98,7 @@ mod tests {
     use super::*;
 
     const SECOND: u64 = 1_000_000_000;
+    const MINUTE: u64 = 60 * SECOND;
 
     /// How often an entry is told of in sweeps every `step` seconds up to `until`.
     fn told(step: u64, until: u64, tells: impl Fn(&Sweep) -> bool) -> Vec<u64> {
@@ -104,6 +106,7 @@ mod tests {
             .map(|n| Sweep {
                 previous: (n - 1) * step * SECOND,
                 now: n * step * SECOND,
+                period: MINUTE,
             })
             .filter(|sweep| tells(sweep))
             .map(|sweep| sweep.now / SECOND)
@@ -149,6 +152,7 @@ mod tests {
         let sweep = Sweep {
             previous: 5 * SECOND,
             now: 10 * SECOND,
+            period: MINUTE,
         };
         let udp = entry(3);
         assert!(sweep.tells_connection(&key(IPPROTO_UDP), &udp, true));
@@ -180,16 +184,20 @@ mod tests {
         assert_eq!(told(5, 100, |sweep| sweep.tells_denial(&single, false)), [] as [u64; 0]);
         let burst = denial(3, 20, 9);
         assert_eq!(told(5, 200, |sweep| sweep.tells_denial(&burst, false)), [65]);
+        let within_a_tick = denial(3, 3, 9);
+        assert_eq!(told(5, 200, |sweep| sweep.tells_denial(&within_a_tick, false)), [65]);
         // Given up after a minute of silence: all that there was is told already.
         let sweep = Sweep {
             previous: 80 * SECOND,
             now: 85 * SECOND,
+            period: MINUTE,
         };
         assert!(!sweep.tells_denial(&burst, true));
         // Given up early, because its pod is gone.
         let sweep = Sweep {
             previous: 20 * SECOND,
             now: 25 * SECOND,
+            period: MINUTE,
         };
         assert!(sweep.tells_denial(&burst, true));
         // It went on after the first minute.

@@ -56,6 +56,8 @@ pub struct Shared {
     pub node: Arc<str>,
     /// The agent only audits.
     pub audit: bool,
+    /// How often a flow that lasts, or is denied again and again, is told of. Sweeps find them, so not more often than those.
+    pub period: Duration,
 }
 
 /// Names and publishes. Both halves share one clock, so that a flow's start is the same in all of its records.
@@ -218,6 +220,8 @@ async fn sweep_tables(
 ) {
     let hub = publisher.shared.hub.clone();
     let mut wanted = hub.wanted();
+    let period = publisher.shared.period.max(SWEEP_FOR_READERS);
+    let period = u64::try_from(period.as_nanos()).unwrap_or(u64::MAX);
     let mut previous = datapath::clock();
     let mut last = Instant::now();
     // What was lost before us, nobody here missed.
@@ -234,6 +238,7 @@ async fn sweep_tables(
         let sweep = Sweep {
             previous,
             now: datapath::clock(),
+            period,
         };
         let to_publish = readers.then(|| publisher.clone());
         let swept = spawn_blocking(move || {

@@ -25,13 +25,18 @@ const SECOND: u64 = 1_000_000_000;
 /// 2026-11-22T17:00:00Z at monotonic 0.
 const CLOCK: Clock = Clock::with_offset(1_795_366_800_000_000_000);
 
-fn record(names: &Names, make: impl FnOnce(&Context<'_>) -> FlowRecord) -> FlowRecord {
+fn record<T>(names: &Names, make: impl FnOnce(&Context<'_>) -> T) -> T {
     make(&Context {
         names,
         clock: CLOCK,
         node: &Arc::from("n1"),
         audit: false,
     })
+}
+
+/// The record of an event.
+fn told(names: &Names, event: &Event) -> FlowRecord {
+    record(names, |context| context.event(event, None).expect("a record"))
 }
 
 fn key(protocol: u8, (local, local_port): (&str, u16), (peer, peer_port): (&str, u16)) -> CtKey {
@@ -47,6 +52,38 @@ fn key(protocol: u8, (local, local_port): (&str, u16), (peer, peer_port): (&str,
 /// The pod `prod/api-0` (endpoint 7) is asked by `prod/web-1`.
 fn asked() -> CtKey {
     key(IPPROTO_TCP, ("10.0.0.10", 8080), ("10.0.0.21", 34512))
+}
+
+/// That flow is allowed.
+fn started() -> Event {
+    Event {
+        time: 62_123_456_789,
+        key: asked(),
+        decision: Decision::new(true, false, 1),
+        kind: EventKind::Started as u8,
+        reason: Reason::Allowed as u8,
+        direction: Direction::Ingress as u8,
+        tcp_flags: TCP_SYN as u8,
+        flags: CtEntry::OPENED_BY_PEER,
+        ifindex: 12,
+        packets: [0, 1],
+        bytes: [0, 60],
+        ..Event::default()
+    }
+}
+
+/// A packet of that flow, or another one of `prod/api-0`, is denied.
+fn denied(reason: Reason, direction: Direction) -> Event {
+    Event {
+        time: SECOND,
+        key: asked(),
+        decision: Decision::new(false, false, 2),
+        kind: EventKind::Denied as u8,
+        reason: reason as u8,
+        direction: direction as u8,
+        packets: [1, 0],
+        ..Event::default()
+    }
 }
 
 /// Compares, or writes the file.
@@ -92,23 +129,9 @@ fn golden_record(name: &str, record: FlowRecord, line: &str) {
 
 #[test]
 fn a_started_flow_says_who_allowed_it() {
-    let event = Event {
-        time: 62_123_456_789,
-        key: asked(),
-        decision: Decision::new(true, false, 1),
-        kind: EventKind::Started as u8,
-        reason: Reason::Allowed as u8,
-        direction: Direction::Ingress as u8,
-        tcp_flags: TCP_SYN as u8,
-        flags: CtEntry::OPENED_BY_PEER,
-        ifindex: 12,
-        packets: [0, 1],
-        bytes: [0, 60],
-        ..Event::default()
-    };
     golden_record(
         "started",
-        record(&names(), |context| context.event(&event, None).expect("a record")),
+        told(&names(), &started()),
         "Nov 22 17:01:02.123  prod/web-1:34512 -> prod/api-0:8080  to-endpoint FORWARDED (TCP SYN) allowed by \
          NetworkPolicy prod/allow-web #0",
     );
@@ -117,20 +140,11 @@ fn a_started_flow_says_who_allowed_it() {
 #[test]
 fn a_flow_says_what_staged_policies_would_do() {
     let event = Event {
-        time: 62_123_456_789,
-        key: asked(),
-        decision: Decision::new(true, false, 1),
-        kind: EventKind::Started as u8,
-        reason: Reason::Allowed as u8,
-        direction: Direction::Ingress as u8,
-        tcp_flags: TCP_SYN as u8,
-        flags: CtEntry::OPENED_BY_PEER,
-        packets: [0, 1],
-        bytes: [0, 60],
-        ..Event::default()
+        ifindex: 0,
+        ..started()
     };
     let names = names();
-    let mut record = record(&names, |context| context.event(&event, None).expect("a record"));
+    let mut record = told(&names, &event);
     assert_eq!(record.staged, None, "nothing is staged");
     record.staged = names.trace(2).cloned();
     golden_record(
@@ -144,19 +158,14 @@ fn a_flow_says_what_staged_policies_would_do() {
 #[test]
 fn a_denied_flow_says_who_denied_it() {
     let event = Event {
-        time: SECOND,
         key: key(IPPROTO_UDP, ("10.0.0.10", 40000), ("192.0.2.1", 53)),
         decision: Decision::new(false, true, 2),
-        kind: EventKind::Denied as u8,
-        reason: Reason::PolicyDenied as u8,
-        direction: Direction::Egress as u8,
-        packets: [1, 0],
         bytes: [70, 0],
-        ..Event::default()
+        ..denied(Reason::PolicyDenied, Direction::Egress)
     };
     golden_record(
         "denied",
-        record(&names(), |context| context.event(&event, None).expect("a record")),
+        told(&names(), &event),
         "Nov 22 17:00:01.000  prod/api-0:40000 -> 192.0.2.1:53  from-endpoint DROPPED (UDP) denied at the end of tier \
          default (last: NetworkPolicy prod/deny-all) [log]",
     );
@@ -165,19 +174,15 @@ fn a_denied_flow_says_who_denied_it() {
 #[test]
 fn a_spoofed_source_is_no_doing_of_a_policy() {
     let event = Event {
-        time: SECOND,
         key: key(IPPROTO_TCP, ("2001:db8::bad", 1), ("2001:db8::21", 80)),
-        kind: EventKind::Denied as u8,
-        reason: Reason::SpoofedSource as u8,
-        direction: Direction::Egress as u8,
+        decision: Decision::default(),
         tcp_flags: (TCP_SYN | TCP_ACK) as u8,
-        packets: [1, 0],
         bytes: [80, 0],
-        ..Event::default()
+        ..denied(Reason::SpoofedSource, Direction::Egress)
     };
     golden_record(
         "spoofed",
-        record(&names(), |context| context.event(&event, None).expect("a record")),
+        told(&names(), &event),
         "Nov 22 17:00:01.000  prod/api-0:1 -> prod/web-1:80  from-endpoint DROPPED INVALID_SOURCE_IP (TCP SYN,ACK)",
     );
 }
@@ -200,7 +205,7 @@ fn an_ended_flow_says_how_much_went_both_ways() {
     };
     golden_record(
         "ended",
-        record(&names(), |context| context.event(&event, None).expect("a record")),
+        told(&names(), &event),
         "Nov 22 17:01:15.000  prod/web-1:34512 -> prod/api-0:8080  to-endpoint FORWARDED (TCP) ended after 13s, \
          12 packets 890 B out, 10 packets 1.2 MB back, allowed by NetworkPolicy prod/allow-web #0",
     );
@@ -208,18 +213,11 @@ fn an_ended_flow_says_how_much_went_both_ways() {
 
 #[test]
 fn a_cut_flow_is_denied_as_it_was_opened() {
+    // The packet that was stopped is an answer of the pod.
     let event = Event {
-        time: SECOND,
-        key: asked(),
-        decision: Decision::new(false, false, 2),
-        kind: EventKind::Denied as u8,
-        reason: Reason::PolicyCut as u8,
-        // The packet that was stopped is an answer of the pod.
-        direction: Direction::Egress as u8,
         tcp_flags: TCP_ACK as u8,
-        packets: [1, 0],
         bytes: [52, 0],
-        ..Event::default()
+        ..denied(Reason::PolicyCut, Direction::Egress)
     };
     let record = record(&names(), |context| {
         context.event(&event, Some(Direction::Ingress)).expect("a record")
@@ -284,18 +282,14 @@ fn a_probe_of_the_node_is_no_doing_of_a_policy() {
         time: SECOND,
         key: key(IPPROTO_TCP, ("10.0.0.10", 8080), ("10.0.0.1", 50000)),
         decision: Decision::new(true, false, 0),
-        kind: EventKind::Started as u8,
         reason: Reason::Node as u8,
-        direction: Direction::Ingress as u8,
-        tcp_flags: TCP_SYN as u8,
         flags: CtEntry::OPENED_BY_PEER | CtEntry::NODE,
-        packets: [0, 1],
-        bytes: [0, 60],
-        ..Event::default()
+        ifindex: 0,
+        ..started()
     };
     golden_record(
         "node",
-        record(&names(), |context| context.event(&event, None).expect("a record")),
+        told(&names(), &event),
         "Nov 22 17:00:01.000  node/n1:50000 -> prod/api-0:8080  to-endpoint FORWARDED (TCP SYN) from the pod's own node",
     );
 }
@@ -365,7 +359,7 @@ fn both_ways_to_json_agree_on_everything() {
                     packets: [compared, u64::MAX],
                     bytes: [0, compared],
                 };
-                let mut record = record(&names, |context| context.event(&event, None).expect("a record"));
+                let mut record = told(&names, &event);
                 record.node = Arc::from("n\"1\\\u{7}");
                 if compared % 4 == 0 {
                     record.verdict = super::json::Verdict::Audit;
@@ -384,14 +378,7 @@ fn both_ways_to_json_agree_on_everything() {
 #[test]
 fn an_auditing_agent_reports_denials_as_what_they_would_be() {
     let names = names();
-    let event = Event {
-        key: asked(),
-        decision: Decision::new(false, false, 2),
-        kind: EventKind::Denied as u8,
-        reason: Reason::PolicyDenied as u8,
-        direction: Direction::Ingress as u8,
-        ..Event::default()
-    };
+    let event = denied(Reason::PolicyDenied, Direction::Ingress);
     let record = Context {
         names: &names,
         clock: CLOCK,
@@ -413,13 +400,7 @@ fn events_of_a_kind_that_is_not_known_are_left_out() {
         kind: 77,
         ..Event::default()
     };
-    let context = Context {
-        names: &names,
-        clock: CLOCK,
-        node: &Arc::from("n1"),
-        audit: false,
-    };
-    assert_eq!(context.event(&event, None), None);
+    assert_eq!(record(&names, |context| context.event(&event, None)), None);
 }
 
 #[test]
@@ -430,9 +411,9 @@ fn a_pod_without_a_name_yet_is_told_by_its_address() {
         kind: EventKind::Started as u8,
         ..Event::default()
     };
-    let address_only = record(&names, |context| context.event(&event, None).expect("a record"));
+    let address_only = told(&names, &event);
     assert_eq!(address_only.source.name, None);
     names.set_endpoint(7, Some(pod("prod", "api-0", &[])));
-    let named = record(&names, |context| context.event(&event, None).expect("a record"));
+    let named = told(&names, &event);
     assert!(named.source.name.is_some());
 }

@@ -26,6 +26,14 @@ pub struct Class {
     pub(super) keyed: bool,
 }
 
+impl Class {
+    /// Identities in it.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        self.members.len()
+    }
+}
+
 /// Classes by id and by what makes them.
 #[derive(Debug)]
 pub struct Classes {

@@ -35,7 +35,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 use smallvec::SmallVec;
 
 pub use class::{Class, ClassKey};
-pub use settle::{AddressMove, CidrMove, IdentityMove, Movement};
+pub use settle::{AddressMove, CidrMove, Grouping, IdentityMove, Movement};
 
 use self::{
     asked::Asked,

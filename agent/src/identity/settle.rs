@@ -54,17 +54,77 @@ pub struct IdentityMove {
     pub local_node: bool,
 }
 
+/// Who belongs to which class from now on, not in force yet.
+#[derive(Debug)]
+pub struct Grouping {
+    /// Prefixes that go and that the kernel has, with their identities.
+    removed: Vec<(Cidr, u32)>,
+    new_classes: Vec<u32>,
+}
+
+impl Grouping {
+    /// Classes that this made.
+    #[must_use]
+    pub fn new_classes(&self) -> &[u32] {
+        &self.new_classes
+    }
+}
+
 /// (Address, identity that it has, view and region that it belongs to).
 type Target = (u128, Option<u32>, Option<(u32, Cidr)>);
 
 impl Identities {
-    /// Brings everything up to date with what was said since the last time.
-    pub fn settle(&mut self) -> Movement {
+    /// Brings everything up to date with what was said since the last time, but for who is in which class:
+    /// [`Identities::movement`] does that.
+    pub fn group(&mut self) -> Grouping {
         self.look_again();
         let removed = self.remove_regions();
         self.place_addresses();
         let new_classes = self.classify();
-        self.movement(removed, new_classes)
+        Grouping { removed, new_classes }
+    }
+
+    /// Lets classes go on under other ids. Returns (new id -> old id); those that nobody will be in are left out.
+    pub fn renew(&mut self, classes: &[u32], grouping: &mut Grouping) -> FxHashMap<u32, u32> {
+        let mut going: FxHashMap<u32, Vec<u32>> = classes.iter().map(|&class| (class, Vec::new())).collect();
+        if going.is_empty() {
+            return FxHashMap::default();
+        }
+        let staying = classes.iter().filter_map(|&class| self.classes.get(class));
+        let concerned = staying.flat_map(|class| &class.members).chain(&self.dirty.identities);
+        for &id in concerned {
+            if let Some(identity) = self.identities[id as usize].as_ref()
+                && identity.references > 0
+                && let Some(members) = going.get_mut(&identity.next)
+            {
+                members.push(id);
+            }
+        }
+        let mut renewed = FxHashMap::default();
+        for &old in classes {
+            let members = going.remove(&old).unwrap_or_default();
+            let Some(key) = self.classes.get(old).map(|class| class.key.clone()) else {
+                continue;
+            };
+            if members.is_empty() {
+                continue;
+            }
+            self.classes.unkey(old);
+            self.matchers.post_class(self.classes.next_id(), &key);
+            let new = self.classes.create(key);
+            for id in members {
+                self.identity_mut(id).next = new;
+                self.dirty.identities.insert(id);
+            }
+            grouping.new_classes.push(new);
+            renewed.insert(new, old);
+        }
+        renewed
+    }
+
+    /// Puts a grouping into force.
+    pub fn movement(&mut self, grouping: Grouping) -> Movement {
+        self.move_identities(grouping.removed, grouping.new_classes)
     }
 
     /// Forgets classes in which nobody is.
@@ -338,8 +398,7 @@ impl Identities {
         Some(id)
     }
 
-    /// Puts what was found into force.
-    fn movement(&mut self, removed: Vec<(Cidr, u32)>, new_classes: Vec<u32>) -> Movement {
+    fn move_identities(&mut self, removed: Vec<(Cidr, u32)>, new_classes: Vec<u32>) -> Movement {
         let mut movement = Movement {
             new_classes,
             ..Movement::default()

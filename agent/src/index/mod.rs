@@ -65,6 +65,8 @@ pub struct Index {
     accounts: HashMap<Scoped, Arc<ServiceAccount>>,
     pods: HashMap<Scoped, KnownPod>,
     policies: HashMap<PolicyKey, Arc<Policy>>,
+    /// How many of them are staged.
+    staged: usize,
     tiers: HashMap<Arc<str>, Arc<Tier>>,
     sets: HashMap<PeerKey, Arc<NetworkSet>>,
     services: Services,
@@ -84,6 +86,7 @@ impl Index {
             accounts: HashMap::new(),
             pods: HashMap::new(),
             policies: HashMap::new(),
+            staged: 0,
             tiers: HashMap::new(),
             sets: HashMap::new(),
             services: Services::default(),
@@ -173,6 +176,12 @@ impl Index {
         self.pods.get(&(namespace.into(), name.into())).map(|known| &known.pod)
     }
 
+    /// Whether any policy is staged.
+    #[must_use]
+    pub const fn has_staged(&self) -> bool {
+        self.staged > 0
+    }
+
     /// All policies, in no order.
     pub fn policies(&self) -> impl Iterator<Item = &Arc<Policy>> {
         self.policies.values()
@@ -224,7 +233,8 @@ impl Index {
                     name: key.name.clone(),
                 };
                 self.services.forget(&key);
-                if self.policies.remove(&key).is_some() {
+                if let Some(old) = self.policies.remove(&key) {
+                    self.staged -= usize::from(old.staged);
                     out.changes.push(Change::Policy(key, None));
                 }
             }
@@ -299,7 +309,9 @@ impl Index {
     fn put_policy(&mut self, policy: Arc<Policy>, out: &mut IndexOutput) {
         let key = policy.key.clone();
         if self.policies.get(&key).is_none_or(|old| *old != policy) {
-            self.policies.insert(key.clone(), policy.clone());
+            self.staged += usize::from(policy.staged);
+            let old = self.policies.insert(key.clone(), policy.clone());
+            self.staged -= usize::from(old.is_some_and(|old| old.staged));
             out.changes.push(Change::Policy(key, Some(policy)));
         }
     }

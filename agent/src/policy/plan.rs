@@ -72,6 +72,8 @@ pub struct Plan {
     pub add: Vec<Op>,
     pub flip: Vec<Op>,
     pub remove: Vec<Op>,
+    /// Traces in force that say something else now: rules with other names.
+    pub renamed: Vec<u32>,
     /// Where capacity made the compiler withhold something: for status, metrics and Events.
     pub shortages: Vec<Shortage>,
 }

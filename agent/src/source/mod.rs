@@ -21,7 +21,7 @@ use std::{
 use tokio::sync::mpsc;
 
 use self::{
-    kubernetes::{KindHealth, KubernetesSource, PodReader},
+    kubernetes::{KindHealth, KubernetesSource, NodeCondition, PodReader},
     manifests::ManifestSource,
 };
 use crate::{
@@ -83,7 +83,7 @@ pub enum Error {
 #[derive(Debug)]
 pub enum Source {
     Manifests(ManifestSource),
-    Kubernetes(KubernetesSource),
+    Kubernetes(Box<KubernetesSource>),
 }
 
 impl Source {
@@ -96,6 +96,7 @@ impl Source {
     pub async fn start(
         options: &SourceOptions,
         run_dir: &Path,
+        node: &str,
         instruments: &Instruments,
     ) -> Result<(Self, mpsc::UnboundedReceiver<SourceEvent>), Error> {
         match options {
@@ -108,8 +109,8 @@ impl Source {
                 Ok((Self::Manifests(source), events))
             }
             SourceOptions::Kubernetes(options) => {
-                let (source, events) = KubernetesSource::start(options, run_dir, instruments).await?;
-                Ok((Self::Kubernetes(source), events))
+                let (source, events) = KubernetesSource::start(options, run_dir, node, instruments).await?;
+                Ok((Self::Kubernetes(Box::new(source)), events))
             }
         }
     }
@@ -128,6 +129,23 @@ impl Source {
         match self {
             Self::Manifests(_) => None,
             Self::Kubernetes(source) => Some(source.pod_reader()),
+        }
+    }
+
+    /// Whether the agent is told to end because it is removed from the cluster, and not to be started again.
+    pub async fn is_removed(&self) -> bool {
+        match self {
+            Self::Manifests(_) => false,
+            Self::Kubernetes(source) => source.is_removed().await,
+        }
+    }
+
+    /// The condition on the agent's Node, if one is wanted.
+    #[must_use]
+    pub const fn condition(&self) -> Option<&NodeCondition> {
+        match self {
+            Self::Manifests(_) => None,
+            Self::Kubernetes(source) => source.condition(),
         }
     }
 

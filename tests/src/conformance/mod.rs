@@ -2,6 +2,8 @@
 
 mod case;
 mod expectation;
+
+mod objects;
 pub mod offline;
 mod runner;
 mod state;

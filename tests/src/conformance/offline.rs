@@ -7,10 +7,9 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use ipnet::Ipv4Net;
 use serde_json::Value;
 use weir::{
-    api::{Object, Outcome, Parser, Severity, objects},
+    api::{Object, Outcome, Parser, Severity},
     index::Index,
     policy::{
         change::{Change, PeerKey},
@@ -27,13 +26,10 @@ use weir_common::Direction;
 use super::{
     case::{Case, Cluster, Expected, Step},
     expectation::{Question, expected, matches},
+    objects::{filled_in, objects},
     runner::questions,
 };
-use crate::lab::{
-    address::Addresses,
-    manifests::{self, ContainerPort},
-    probe::Protocol,
-};
+use crate::lab::{address::Addresses, probe::Protocol};
 
 const NODE: &str = "node";
 const PLENTY: Capacity = Capacity {
@@ -138,37 +134,19 @@ impl Play {
 
     fn enforce(&mut self, cluster: &Cluster, policies: &str) -> Result<()> {
         self.address(cluster);
-        let mut all = Vec::new();
-        for namespace in &cluster.namespaces {
-            all.push(self.object(&manifests::namespace(&namespace.name, &namespace.labels))?);
-        }
-        for account in &cluster.service_accounts {
-            let object = manifests::service_account(&account.namespace, &account.name, &account.labels);
-            all.push(self.object(&object)?);
-        }
-        for pod in &cluster.pods {
-            let ports: Vec<ContainerPort> = pod
-                .ports
-                .iter()
-                .map(|port| (port.name.clone(), port.port, port.protocol.clone()))
-                .collect();
-            let object = manifests::Pod {
-                namespace: &pod.namespace,
-                name: &pod.name,
-                labels: &pod.labels,
-                service_account: pod.service_account.as_deref().unwrap_or("default"),
-                node: NODE,
-                ports: &ports,
-                addresses: Addresses {
-                    v4: self.addresses.get(&pod.key()).copied(),
-                    v6: None,
-                },
-                host_network: false,
+        let manifests = objects(cluster, |pod| {
+            let addresses = Addresses {
+                v4: self.addresses.get(&pod.key()).copied(),
+                v6: None,
             };
-            all.push(self.object(&object.object())?);
+            Ok((NODE.to_owned(), addresses))
+        })?;
+        let mut all = Vec::new();
+        for manifest in manifests.values() {
+            all.push(self.object(manifest)?);
         }
-        let text = self.addressed(policies)?;
-        let (documents, errors) = objects(Path::new("policies.yaml"), &text, &mut self.parser);
+        let text = filled_in(policies, |host| self.host(host))?;
+        let (documents, errors) = weir::api::objects(Path::new("policies.yaml"), &text, &mut self.parser);
         ensure!(errors.is_empty(), "{errors:?}");
         for document in documents {
             let errors = document.parsed.problems.iter();
@@ -234,30 +212,17 @@ impl Play {
         }
     }
 
-    fn addressed(&self, text: &str) -> Result<String> {
-        let mut out = String::with_capacity(text.len());
-        let mut rest = text;
-        while let Some((before, from)) = rest.split_once("${") {
-            let (placeholder, after) = from.split_once('}').context("a placeholder without an end")?;
-            let (kind, host) = placeholder.split_once(':').context("a placeholder without a host")?;
-            let address = *self.addresses.get(host).with_context(|| format!("no host {host}"))?;
-            out.push_str(before);
-            out.push_str(&match kind.strip_prefix("CIDR") {
-                Some(bits) => Ipv4Net::new(address, bits.parse()?)?.trunc().to_string(),
-                None => address.to_string(),
-            });
-            rest = after;
-        }
-        Ok(out + rest)
+    fn host(&self, name: &str) -> Result<Ipv4Addr> {
+        let known = self.addresses.get(name);
+        known.copied().with_context(|| format!("no host {name}"))
     }
 
     /// What each of the two says.
     fn ask(&self, question: &Question) -> Result<[(&'static str, Expected); 2]> {
-        let address = |name: &str| -> Result<IpAddr> {
-            let known = self.addresses.get(name).with_context(|| format!("no host {name}"))?;
-            Ok(IpAddr::from(*known))
-        };
-        let (from, to) = (address(&question.from)?, address(&question.to)?);
+        let (from, to) = (
+            IpAddr::from(self.host(&question.from)?),
+            IpAddr::from(self.host(&question.to)?),
+        );
         let mut allowed = [true, true];
         // A pod's own address is always reachable.
         if from != to {

@@ -3,13 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result, bail};
-use ipnet::Ipv4Net;
 
-use super::case::{Cluster, ClusterChanges, LabelChange, Labelled, Pod, Port, ServiceAccount};
+use super::{
+    case::{Cluster, ClusterChanges, LabelChange, Labelled, Pod, Port, ServiceAccount},
+    objects::{filled_in, objects},
+};
 use crate::lab::{
     Families, Lab, PodPlan,
     address::twin_nets,
-    manifests::{self, ContainerPort, Manifests},
+    manifests::{self, Manifests},
     probe::{Protocol, Servers},
 };
 
@@ -165,26 +167,10 @@ impl State {
 
     /// Fills in placeholders, and takes the addresses over to the lab's family.
     fn addressed(&self, text: &str) -> Result<String> {
-        let mut out = String::with_capacity(text.len());
-        let mut rest = text;
-        while let Some((before, from)) = rest.split_once("${") {
-            let (placeholder, after) = from.split_once('}').context("a placeholder without an end")?;
-            let (kind, host) = placeholder.split_once(':').context("a placeholder without a host")?;
-            let address = self
-                .lab
-                .host(host)?
-                .1
-                .plan()
-                .with_context(|| format!("an address of {host}"))?;
-            out.push_str(before);
-            out.push_str(&match kind.strip_prefix("CIDR") {
-                Some(bits) => Ipv4Net::new(address, bits.parse()?)?.trunc().to_string(),
-                None if kind == "IP" => address.to_string(),
-                None => bail!("placeholder ${{{placeholder}}} is not known"),
-            });
-            rest = after;
-        }
-        out.push_str(rest);
+        let out = filled_in(text, |host| {
+            let (_, addresses) = self.lab.host(host)?;
+            addresses.plan().with_context(|| format!("an address of {host}"))
+        })?;
         Ok(match self.lab.families() {
             // Calico's ICMP is that of IPv4 alone.
             Families::V6 => twin_nets(&out).replace("rotocol: ICMP\n", "rotocol: ICMPv6\n"),
@@ -194,35 +180,10 @@ impl State {
 
     /// Writes what has changed and removes what is gone.
     fn write(&mut self, cluster: &Cluster) -> Result<()> {
-        let mut files = BTreeMap::new();
-        for namespace in &cluster.namespaces {
-            let object = manifests::namespace(&namespace.name, &namespace.labels);
-            files.insert(format!("namespace-{}", namespace.name), object);
-        }
-        for account in &cluster.service_accounts {
-            let object = manifests::service_account(&account.namespace, &account.name, &account.labels);
-            files.insert(format!("serviceaccount-{}-{}", account.namespace, account.name), object);
-        }
-        for pod in &cluster.pods {
+        let files = objects(cluster, |pod| {
             let link = self.lab.pod(&pod.key())?;
-            let ports: Vec<ContainerPort> = pod
-                .ports
-                .iter()
-                .map(|port| (port.name.clone(), port.port, port.protocol.clone()))
-                .collect();
-            let object = manifests::Pod {
-                namespace: &pod.namespace,
-                name: &pod.name,
-                labels: &pod.labels,
-                service_account: pod.service_account.as_deref().unwrap_or("default"),
-                node: &link.node,
-                ports: &ports,
-                addresses: link.addresses,
-                host_network: false,
-            }
-            .object();
-            files.insert(format!("pod-{}-{}", pod.namespace, pod.name), object);
-        }
+            Ok((link.node.clone(), link.addresses))
+        })?;
         for gone in self.written.keys().filter(|name| !files.contains_key(*name)) {
             self.manifests.remove(gone)?;
         }

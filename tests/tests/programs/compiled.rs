@@ -7,19 +7,17 @@ use weir::policy::{
     change::Change,
     compile::Compiler,
     evaluate::{Flow, World},
-    plan::{Capacity, EndpointPolicy, Op},
+    plan::{Capacity, EndpointPolicy},
     random::{self, LOCAL_PODS, Random},
     simulate::Simulation,
 };
 use weir_common::{
     Addr, Direction,
     endpoint::EndpointEntry,
-    policy::{
-        IPPROTO_ICMP, IPPROTO_ICMPV6, IPPROTO_SCTP, IPPROTO_TCP, IPPROTO_UDP, SOURCE_PORT_KEY_PREFIX, SourcePortKey,
-    },
+    policy::{IPPROTO_ICMP, IPPROTO_ICMPV6, IPPROTO_SCTP, IPPROTO_TCP, IPPROTO_UDP},
 };
 use weir_tests::{
-    packet,
+    packet, plan,
     testrun::{DROP, Hook, IFINDEX, PASS, Programs, Sizes},
 };
 
@@ -42,44 +40,6 @@ fn capacity() -> Capacity {
         source_ports: size,
         traces: size,
     }
-}
-
-/// One operation of a plan on the real maps. Rows, decisions and traces that a plan removes may stay: their ids never
-/// come again.
-fn execute(programs: &mut Programs, op: &Op) {
-    let done = match op {
-        Op::PutTrace(trace) => programs.make_trace(*trace),
-        Op::PutDecision(key, decision) => programs.set_decision(*key, *decision),
-        Op::PutSourcePort {
-            row,
-            protocol,
-            prefix,
-            port,
-            class,
-        } => {
-            let key = SourcePortKey {
-                row: row.to_be_bytes(),
-                protocol: *protocol,
-                port: port.to_be_bytes(),
-                pad: 0,
-            };
-            programs.set_source_port(key, SOURCE_PORT_KEY_PREFIX + u32::from(*prefix), u32::from(*class))
-        }
-        Op::PutRow(key, row) => programs.set_row(key.table, key.class, *row),
-        Op::PutIdentity {
-            identity,
-            class,
-            local_node: _,
-        } => programs.set_identity(*identity, *class, 0),
-        Op::PutAddress(address, identity) => programs.set_address(*address, *identity),
-        Op::PutCidr(net, identity) => programs.set_cidr(net.addr(), u32::from(net.prefix_len()), *identity),
-        Op::DeleteAddress(address) => programs.remove_address(*address),
-        Op::DeleteCidr(net) => programs.remove_cidr(net.addr(), u32::from(net.prefix_len())),
-        // Endpoints take turns on the one interface: see `ask`.
-        Op::SetPolicy(_) | Op::BumpEpoch { .. } => Ok(()),
-        Op::DeleteTrace(_) | Op::DeleteDecision(_) | Op::DeleteSourcePort { .. } | Op::DeleteRow(_) => Ok(()),
-    };
-    done.unwrap_or_else(|error| panic!("{op:?}: {error:#}"));
 }
 
 /// The packet that opens a flow. None: the programs let it pass by themselves, as links need it.
@@ -147,12 +107,12 @@ fn sequence(seed: u64) -> usize {
             continue;
         }
         world.apply(change.clone());
-        let plan = compiler.apply(vec![change]);
-        for op in plan.add.iter().chain(&plan.flip).chain(&plan.remove) {
-            execute(&mut programs, op);
+        let told = compiler.apply(vec![change]);
+        for op in told.add.iter().chain(&told.flip).chain(&told.remove) {
+            plan::execute(&mut programs, op).unwrap_or_else(|error| panic!("{error:#}"));
             simulation.execute(op);
         }
-        compiler.executed(plan.serial);
+        compiler.executed(told.serial);
         for _ in 0..FLOWS_AFTER_EACH {
             let flow = random::flow(&mut random);
             let Some(flow) = random::aim(&world, &flow).filter(|flow| flow.local_addr != flow.peer_addr) else {

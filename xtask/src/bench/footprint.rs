@@ -9,7 +9,7 @@ use crate::{
     interrupt, load,
     node::Node,
     report::{self, Table},
-    world::World,
+    world::{self, World},
 };
 
 /// 40 MB.
@@ -43,7 +43,7 @@ pub fn run(weir: &Path, quick: bool) -> Result<()> {
     for (pods, policies) in [(10, 10), (10_000, POLICIES)] {
         let node = Node::new(&load::LOCAL_PODS)?;
         let world = World::new(&node)?;
-        world.remote_pods(pods)?;
+        world.remote_pods(&world::remote_pods(pods))?;
         world.policies(&load::policies(policies))?;
         let agent = node.start_agent(weir, &world, &[])?;
         let pid = agent.pid().context("the agent has ended")?;

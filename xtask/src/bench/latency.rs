@@ -22,8 +22,70 @@ use crate::{
     world::{self, World},
 };
 
-const P50_LIMIT_MS: f64 = 2.0;
-const P99_LIMIT_MS: f64 = 5.0;
+/// The cluster that the agent is told of.
+#[derive(Clone, Copy)]
+struct Load {
+    pods: usize,
+    policies: usize,
+    /// Calico's, each for all pods of the node; else Kubernetes', each for one.
+    global: bool,
+    /// ms; None: nothing is asked.
+    p50_limit: Option<f64>,
+    p99_limit: f64,
+}
+
+const LOADS: [Load; 3] = [
+    Load {
+        pods: 10,
+        policies: 0,
+        global: false,
+        p50_limit: Some(2.0),
+        p99_limit: 5.0,
+    },
+    Load {
+        pods: 10_000,
+        policies: 1_000,
+        global: false,
+        p50_limit: Some(2.0),
+        p99_limit: 5.0,
+    },
+    Load {
+        pods: 20_000,
+        policies: 10_000,
+        global: true,
+        p50_limit: None,
+        p99_limit: 10.0,
+    },
+];
+
+impl Load {
+    /// The manifests, with the policy under which the client may reach the server.
+    fn write(self, world: &World) -> Result<()> {
+        if self.global {
+            world.remote_pods(&load::services(self.pods))?;
+            world.policies(&load::global_policies(self.policies))?;
+        } else {
+            world.remote_pods(&world::remote_pods(self.pods))?;
+            world.policies(&load::policies(self.policies))?;
+        }
+        world.write(PROBE_POLICY, &[self.probe_policy("client")])
+    }
+
+    /// Lets pods with that label `app` reach the server. (A global one: each of the node's pods.)
+    fn probe_policy(self, app: &str) -> Value {
+        if self.global {
+            let mut policy = load::global_policy("probe", app, 0);
+            policy["spec"]["ingress"] =
+                json!([{ "action": "Allow", "source": { "selector": format!("app == '{app}'") } }]);
+            return policy;
+        }
+        let from = json!([{ "podSelector": { "matchLabels": { "app": app } } }]);
+        world::policy("probe", "server", &[json!({ "from": from })])
+    }
+}
+
+/// The file of the policy that changes.
+const PROBE_POLICY: &str = "probe-policy";
 
 /// Between two probes.
 const PROBE: Duration = Duration::from_micros(100);
@@ -57,20 +119,18 @@ impl Kind {
     }
 
     /// The manifest in the version that allows, or the one that forbids.
-    fn prepare(self, world: &World, client: &Pod, allow: bool) -> Result<(PathBuf, PathBuf)> {
+    fn prepare(self, world: &World, load: Load, client: &Pod, allow: bool) -> Result<(PathBuf, PathBuf)> {
         match self {
-            Self::Policy => world.prepare("probe-policy", &[policy(if allow { "client" } else { "nobody" })]),
+            Self::Policy => {
+                let policy = load.probe_policy(if allow { "client" } else { "nobody" });
+                world.prepare(PROBE_POLICY, &[policy])
+            }
             Self::Label => {
                 let app = if allow { "client" } else { "stranger" };
                 world.prepare_local_pod(client, app)
             }
         }
     }
-}
-
-fn policy(app: &str) -> Value {
-    let from = json!([{ "podSelector": { "matchLabels": { "app": app } } }]);
-    world::policy("probe", "server", &[json!({ "from": from })])
 }
 
 pub fn run(weir: &Path, quick: bool) -> Result<()> {
@@ -91,20 +151,19 @@ pub fn run(weir: &Path, quick: bool) -> Result<()> {
         "",
     ]);
     let mut figures = Vec::new();
-    for (pods, policies) in [(10, 0), (10_000, 1_000)] {
+    for load in LOADS {
+        let Load { pods, policies, .. } = load;
         let node = Node::new(&load::LOCAL_PODS)?;
         let world = World::new(&node)?;
         let (client, server) = node.client_and_server()?;
-        world.remote_pods(pods)?;
-        world.policies(&load::policies(policies))?;
-        world.write("probe-policy", &[policy("client")])?;
+        load.write(&world)?;
         let agent = node.start_agent(weir, &world, &[])?;
         let mut probe = Probe::new(client, server)?;
         probe.expect(true).context("before the first change")?;
         let _precedence = Precedence::take();
         for kind in Kind::ALL {
             let samples = (0..changes)
-                .map(|number| probe.change(kind, &world, client, number % 2 == 1))
+                .map(|number| probe.change(kind, &world, load, client, number % 2 == 1))
                 .collect::<Result<Vec<f64>>>()
                 .with_context(|| format!("{} with {pods} other pods", kind.name()))?;
             let quantile = |q| report::quantile(&samples, q).unwrap_or(f64::NAN);
@@ -117,8 +176,10 @@ pub fn run(weir: &Path, quick: bool) -> Result<()> {
                 format!("{p50:.2}"),
                 format!("{p99:.2}"),
                 format!("{max:.2}"),
-                format!("p50 ≤ {P50_LIMIT_MS}: {}", report::at_most(p50, P50_LIMIT_MS)),
-                format!("p99 ≤ {P99_LIMIT_MS}: {}", report::at_most(p99, P99_LIMIT_MS)),
+                load.p50_limit.map_or_else(String::new, |limit| {
+                    format!("p50 ≤ {limit}: {}", report::at_most(p50, limit))
+                }),
+                format!("p99 ≤ {}: {}", load.p99_limit, report::at_most(p99, load.p99_limit)),
             ]);
             figures.push(json!({
                 "pods": pods, "policies": policies, "change": kind.name(), "changes": changes,
@@ -194,9 +255,9 @@ impl Probe {
     }
 
     /// Changes one manifest; returns the milliseconds until the verdict changed.
-    fn change(&mut self, kind: Kind, world: &World, client: &Pod, allow: bool) -> Result<f64> {
+    fn change(&mut self, kind: Kind, world: &World, load: Load, client: &Pod, allow: bool) -> Result<f64> {
         interrupt::check()?;
-        let (from, to) = kind.prepare(world, client, allow)?;
+        let (from, to) = kind.prepare(world, load, client, allow)?;
         let pause = Instant::now();
         while pause.elapsed() < PAUSE {
             let (_, arrived) = self.one()?;

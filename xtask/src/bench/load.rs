@@ -1,4 +1,5 @@
-//! The load of a large cluster, the same that the peers were measured under: 10,000 remote pods and 1,000 policies.
+//! The load of a large cluster: the one that the peers were measured under (10,000 remote pods and 1,000 policies), and one
+//! with 20,000 pods and 10,000 of Calico's policies.
 
 use serde_json::{Value, json};
 
@@ -42,4 +43,46 @@ pub fn policies(count: usize) -> Vec<Value> {
             world::policy(&format!("load-{number:04}"), subject, &rules)
         })
         .collect()
+}
+
+/// Different selectors of [`services`] and [`global_policies`].
+pub const SELECTORS: usize = 10_000;
+
+/// The `app` label that a policy asks for.
+pub fn service(number: usize) -> String {
+    format!("service-{}", number % SELECTORS)
+}
+
+/// Remote pods, spread evenly over all [`service`]s.
+pub fn services(count: usize) -> Vec<Value> {
+    (0..count)
+        .map(|number| world::remote_pod(number, &service(number)))
+        .collect()
+}
+
+/// A GlobalNetworkPolicy each for one service, for all pods.
+pub fn global_policies(count: usize) -> Vec<Value> {
+    (0..count)
+        .map(|number| global_policy(&format!("load-{number:05}"), &service(number), 1_024 + number % 64))
+        .collect()
+}
+
+/// Lets pods with this label `app` reach every pod on one port.
+pub fn global_policy(name: &str, app: &str, port: usize) -> Value {
+    json!({
+        "apiVersion": "crd.projectcalico.org/v1", "kind": "GlobalNetworkPolicy",
+        "metadata": { "name": format!("default.{name}") },
+        "spec": {
+            "tier": "default",
+            "order": 100,
+            "selector": "all()",
+            "types": ["Ingress"],
+            "ingress": [{
+                "action": "Allow",
+                "protocol": "TCP",
+                "source": { "selector": format!("app == '{app}'") },
+                "destination": { "ports": [port] },
+            }],
+        },
+    })
 }

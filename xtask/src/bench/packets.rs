@@ -11,6 +11,7 @@ use crate::{
 };
 
 const RULES: [u32; 5] = [1, 100, 1_000, 10_000, 100_000];
+const TIERS: [u32; 5] = [1, 4, 16, 64, 256];
 
 /// What an empty program takes where the limits were set. What it takes more elsewhere is the test run's own and does not
 /// count.
@@ -31,8 +32,8 @@ const ROWS: [Row; 5] = [
     ("denied", |ns| ns.denied),
 ];
 
-/// Name, how many such rules make tables, and how flat their cost must be.
-type Kind = (&'static str, fn(u32) -> Rules, f64);
+/// Name, what makes tables, how much of it there is, and how flat its cost must be.
+type Kind = (&'static str, fn(u32) -> Rules, [u32; 5], f64);
 
 pub fn run(quick: bool) -> Result<()> {
     report::heading("packets", "nanoseconds per packet, by number of rules on the pod");
@@ -41,19 +42,25 @@ pub fn run(quick: bool) -> Result<()> {
     let empty = empty(repeat)?;
     println!("  an empty program: {empty:.0} ns");
     let mut figures = vec![json!({ "program": "empty", "ns": empty })];
-    let kinds: [Kind; 2] = [
-        ("pods and ports", Rules::Pods, PODS_FLATNESS_LIMIT),
-        ("CIDRs and ports", Rules::Cidrs, CIDRS_FLATNESS_LIMIT),
+    let kinds: [Kind; 3] = [
+        ("rules of pods and ports", Rules::Pods, RULES, PODS_FLATNESS_LIMIT),
+        ("rules of CIDRs and ports", Rules::Cidrs, RULES, CIDRS_FLATNESS_LIMIT),
+        (
+            "tiers of 100 policies, which pass the peer on to the last",
+            Rules::Tiers,
+            TIERS,
+            PODS_FLATNESS_LIMIT,
+        ),
     ];
-    for (kind, rules, limit) in kinds {
+    for (kind, rules, counts, limit) in kinds {
         let mut measured = Vec::new();
-        for count in RULES {
+        for count in counts {
             interrupt::check()?;
-            let ns = measure(rules(count), repeat).with_context(|| format!("{count} rules of {kind}"))?;
+            let ns = measure(rules(count), repeat).with_context(|| format!("{count} {kind}"))?;
             measured.push(ns);
         }
-        println!("\n  rules of {kind}:");
-        let head = RULES.map(|count| count.to_string());
+        println!("\n  {kind}:");
+        let head = counts.map(|count| count.to_string());
         let mut table = Table::new(["packet".into()].into_iter().chain(head).chain([
             "largest/smallest".into(),
             String::new(),
@@ -71,7 +78,7 @@ pub fn run(quick: bool) -> Result<()> {
                     .chain(times.iter().map(|ns| format!("{ns:.0}")))
                     .chain([format!("{ratio:.2}"), flat, absolute(name, largest, empty)]),
             );
-            figures.push(json!({ "rules": kind, "packet": name, "counts": RULES, "ns": times, "ratio": ratio }));
+            figures.push(json!({ "rules": kind, "packet": name, "counts": counts, "ns": times, "ratio": ratio }));
         }
         table.print();
     }

@@ -52,8 +52,8 @@ impl World {
         self.dir.path()
     }
 
-    pub fn remote_pods(&self, count: usize) -> Result<()> {
-        self.write_all("pods", &remote_pods(count))
+    pub fn remote_pods(&self, pods: &[Value]) -> Result<()> {
+        self.write_all("pods", pods)
     }
 
     pub fn policies(&self, policies: &[Value]) -> Result<()> {

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use serde_json::json;
 use weir_common::Direction;
 
 use super::{
@@ -33,22 +32,11 @@ pub(super) fn parse(cx: &mut Context<'_>, kind: PolicyKind) -> Outcome {
     );
     let namespace = namespaced.then(|| cx.namespace.clone());
     let root = cx.root;
-    let empty = json!({});
     let report = &mut *cx.report;
-    let spec = match root.get("spec") {
-        Some(spec) => spec,
-        None => {
-            report.warn(
-                "spec",
-                "is missing: the policy isolates everything it can select for ingress",
-                "say spec.selector and types",
-            );
-            At::root(&empty)
-        }
-    };
-    if spec.map(report).is_err() {
+    let Ok(spec) = network_policy::spec(&root, "everything it can select", "say spec.selector and types", report)
+    else {
         return Outcome::Invalid;
-    }
+    };
     // All of it is looked at before giving up, so that all that is wrong is told at once.
     let subject = subject(&spec, namespace.as_ref(), report);
     let directions = directions(&spec, report);

@@ -2,11 +2,9 @@
 
 use std::sync::Arc;
 
-use serde_json::json;
-
 use super::value::set_net;
 use crate::api::{
-    at::{At, Reported},
+    at::Reported,
     object::{NetworkSet, Object},
     parse::{Context, Outcome},
 };
@@ -39,8 +37,7 @@ fn set(cx: &mut Context<'_>, namespace: Option<Arc<str>>) -> Outcome {
         );
     }
     let root = cx.root;
-    let empty = json!({});
-    let spec = root.get("spec").unwrap_or(At::root(&empty));
+    let spec = root.get_or_empty("spec");
     if spec.map(cx.report).is_err() {
         return Outcome::Invalid;
     }

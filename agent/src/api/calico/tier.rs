@@ -2,12 +2,10 @@
 
 use std::sync::Arc;
 
-use serde_json::json;
-
 use super::value::float;
 use crate::{
     api::{
-        at::{At, described},
+        at::described,
         object::Object,
         parse::{Context, Outcome},
     },
@@ -19,8 +17,7 @@ const FIXED: [&str; 3] = ["kube-admin", Tier::DEFAULT, "kube-baseline"];
 
 pub(super) fn parse(cx: &mut Context<'_>) -> Outcome {
     let root = cx.root;
-    let empty = json!({});
-    let spec = root.get("spec").unwrap_or(At::root(&empty));
+    let spec = root.get_or_empty("spec");
     if spec.map(cx.report).is_err() {
         return Outcome::Invalid;
     }

@@ -130,10 +130,10 @@ impl Compiler {
         self.room.pending.push_back((plan.serial, removals(&plan.remove)));
     }
 
-    /// Entries in the maps at the fullest moment, as things stand.
-    fn peak(&self, movement: &Movement, plan: &Plan) -> MapUse {
+    /// Entries of tables in the maps, with those that wait for their removal.
+    fn table_peak(&self, planned: &[Op]) -> MapUse {
         let mut used = self.map_use();
-        let mut dead = removals(&plan.remove);
+        let mut dead = removals(planned);
         (dead.decisions, dead.source_ports) = self.rows.dying();
         dead.traces = self.traces.dying();
         for gone in self.room.pending.iter().map(|(_, gone)| gone).chain([&dead]) {
@@ -142,6 +142,17 @@ impl Compiler {
             used.source_ports += gone.source_ports;
             used.traces += gone.traces;
         }
+        used
+    }
+
+    /// Whether the maps for tables are too small as things stand.
+    pub(super) fn tables_overflow(&self) -> bool {
+        first_over(&table_needs(&self.table_peak(&[]), &self.capacity)).is_some()
+    }
+
+    /// Entries in the maps at the fullest moment, as things stand.
+    fn peak(&self, movement: &Movement, plan: &Plan) -> MapUse {
+        let mut used = self.table_peak(&plan.remove);
         used.addresses += movement.addresses.iter().filter(|moved| moved.to.is_none()).count();
         used.cidrs += movement.cidrs_removed.len();
         // What a plan borrows for a moment is at most one identity for each that moves.
@@ -166,7 +177,7 @@ impl Compiler {
         self.traces.collect();
         let mut fresh = fresh.to_vec();
         while let Some(need) = first_over(&table_needs(&self.peak(&movement, plan), &self.capacity)) {
-            let victim = fresh.pop().or_else(|| most_rows(&plan.add));
+            let victim = fresh.pop().or_else(|| self.tables.numbered(most_rows(&plan.add)?));
             let Some(victim) = victim else {
                 break;
             };
@@ -197,8 +208,9 @@ impl Compiler {
     /// Takes a table out; its endpoints keep the one that they had, if the new one only allows more, or are closed.
     fn refuse(&mut self, id: u32, (map, needed, capacity): Need, plan: &mut Plan) {
         let mut put: FxHashSet<RowKey> = FxHashSet::default();
+        let number = self.tables.tables.get(&id).map(|table| table.number);
         plan.add.retain(|op| match op {
-            Op::PutRow(key, _) if key.table == id => {
+            Op::PutRow(key, _) if Some(key.table) == number => {
                 put.insert(*key);
                 false
             }
@@ -326,7 +338,7 @@ impl Compiler {
     }
 }
 
-/// The table that gets the most rows.
+/// The number of the table that gets the most rows.
 fn most_rows(add: &[Op]) -> Option<u32> {
     let mut counts: BTreeMap<u32, usize> = BTreeMap::new();
     for op in add {

@@ -33,7 +33,7 @@ impl Compiler {
         }
         for table in self.sorted_tables() {
             for (class, row) in sorted_rows(table) {
-                let key = Tables::row_key(table.id, class);
+                let key = Tables::row_key(table.number, class);
                 plan.add.push(Op::PutRow(key, self.rows.row(row)));
             }
         }
@@ -58,7 +58,7 @@ impl Compiler {
 
     fn sorted_tables(&self) -> Vec<&Table> {
         let mut tables: Vec<&Table> = self.tables.tables.values().collect();
-        tables.sort_unstable_by_key(|table| table.id);
+        tables.sort_unstable_by_key(|table| table.number);
         tables
     }
 
@@ -66,7 +66,7 @@ impl Compiler {
     pub fn stats(&self) -> Stats {
         let mut live: FxHashSet<&crate::policy::model::PolicyKey> = FxHashSet::default();
         for table in self.tables.tables.values().filter(|table| table.users > 0) {
-            live.extend(table.policies().map(|(_, policy)| &policy.key));
+            live.extend(table.policies(&self.tables.lists).map(|(_, policy)| policy));
         }
         let (peers, network_sets) = self.identities.entities().counts();
         let closed = self.endpoints.iter().filter_map(|(_, endpoint)| endpoint.told);
@@ -151,7 +151,7 @@ impl Compiler {
                 table: kernel.map_or(0, |kernel| kernel.table),
                 isolated,
                 closed,
-                policies: table.map_or_else(Vec::new, policies),
+                policies: table.map_or_else(Vec::new, |table| self.policies(table)),
             }
         };
         EndpointDump {
@@ -192,12 +192,12 @@ impl Compiler {
     #[must_use]
     pub fn tables(&self) -> Vec<TableDump> {
         let dump = |table: &Table| TableDump {
-            table: table.id,
+            table: table.number,
             direction: match table.key.direction {
                 Direction::Egress => "egress",
                 Direction::Ingress => "ingress",
             },
-            policies: policies(table),
+            policies: self.policies(table),
             endpoints: table.users,
             default_row: self.dump_row(table.default_row),
             rows: sorted_rows(table)
@@ -206,6 +206,11 @@ impl Compiler {
                 .collect(),
         };
         self.sorted_tables().into_iter().map(dump).collect()
+    }
+
+    fn policies(&self, table: &Table) -> Vec<PolicyRef> {
+        let policies = table.policies(&self.tables.lists);
+        policies.map(|(tier, policy)| PolicyRef::new(tier, policy)).collect()
     }
 
     fn dump_row(&self, number: u32) -> RowDump {
@@ -236,13 +241,6 @@ fn dump_decision(decision: Decision) -> DecisionDump {
         log: decision.logs(),
         trace: decision.trace(),
     }
-}
-
-fn policies(table: &Table) -> Vec<PolicyRef> {
-    let policies = table.policies();
-    policies
-        .map(|(tier, policy)| PolicyRef::new(tier, &policy.key))
-        .collect()
 }
 
 fn sorted_rows(table: &Table) -> Vec<(u32, u32)> {

@@ -5,13 +5,13 @@ use std::sync::Arc;
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::{
-    store::{DIRECTIONS, Store},
+    store::{Before, DIRECTIONS, Store},
     tables::Tables,
     trace::Traces,
 };
 use crate::{
     identity::Identities,
-    policy::{change::PeerKey, plan::EndpointPolicy},
+    policy::{change::PeerKey, model::PolicyKey, plan::EndpointPolicy},
 };
 
 #[derive(Debug)]
@@ -34,8 +34,24 @@ pub struct Endpoints {
     by_key: FxHashMap<PeerKey, Vec<u32>>,
     by_view: FxHashMap<u32, FxHashSet<u32>>,
     by_namespace: FxHashMap<Arc<str>, FxHashSet<u32>>,
+    /// Everything may be different for them.
     dirty: FxHashSet<u32>,
+    /// Policies changed that select them or did, or (true) they themselves did.
+    touched: FxHashMap<u32, bool>,
+    /// Policies that changed, as they were before.
+    changed: FxHashMap<PolicyKey, Option<Before>>,
 }
+
+/// What tables are made of.
+struct Makers<'a> {
+    store: &'a Store,
+    tables: &'a mut Tables,
+    identities: &'a mut Identities,
+    traces: &'a mut Traces,
+}
+
+/// (Table, lists that go, rule lists that come) -> the table that it becomes.
+type Derived = FxHashMap<(u32, Vec<u32>, Vec<u32>), Option<u32>>;
 
 impl Endpoints {
     pub fn len(&self) -> usize {
@@ -66,18 +82,24 @@ impl Endpoints {
     }
 
     pub fn touch_key(&mut self, key: &PeerKey) {
-        self.dirty.extend(self.by_key.get(key).into_iter().flatten());
+        let own = self.by_key.get(key).into_iter().flatten();
+        self.touched.extend(own.map(|&id| (id, true)));
     }
 
     pub fn touch_namespace(&mut self, namespace: &str) {
-        self.dirty
-            .extend(self.by_namespace.get(namespace).into_iter().flatten());
+        let own = self.by_namespace.get(namespace).into_iter().flatten();
+        self.touched.extend(own.map(|&id| (id, true)));
     }
 
-    pub fn touch_views(&mut self, views: &FxHashSet<u32>) {
+    /// A policy changed that selects these views, or did.
+    pub fn touch_views(&mut self, views: &FxHashSet<u32>, policy: PolicyKey, before: Option<Before>) {
         for view in views {
-            self.dirty.extend(self.by_view.get(view).into_iter().flatten());
+            for &id in self.by_view.get(view).into_iter().flatten() {
+                self.touched.entry(id).or_insert(false);
+            }
         }
+        // Of several changes the first tells what tables were made of.
+        self.changed.entry(policy).or_insert(before);
     }
 
     pub fn touch_short(&mut self) {
@@ -141,6 +163,7 @@ impl Endpoints {
         if let Some(old) = self.endpoints.remove(&id) {
             had = old.wanted;
             self.dirty.remove(&id);
+            self.touched.remove(&id);
             unlink(&mut self.by_namespace, old.key.namespace.clone(), id);
             if let Some(ids) = self.by_key.get_mut(&old.key) {
                 ids.retain(|other| *other != id);
@@ -174,32 +197,94 @@ impl Endpoints {
         had
     }
 
-    /// Finds the tables of endpoints that may have others now, and makes those that are new. Returns the endpoints
-    /// looked at.
+    /// What one table was to the kernel, another is from now on.
+    pub fn take_over(&mut self, table: u32, from: u32) {
+        for endpoint in self.endpoints.values_mut() {
+            for told in &mut endpoint.told_tables {
+                if *told == Some(from) {
+                    *told = Some(table);
+                }
+            }
+        }
+    }
+
+    /// Finds the tables of endpoints that may have others now, and makes those that are new.
     pub fn resolve(
         &mut self,
         store: &mut Store,
         tables: &mut Tables,
         identities: &mut Identities,
         traces: &mut Traces,
-    ) -> Vec<u32> {
+    ) {
+        let changed = std::mem::take(&mut self.changed);
+        let mut touched: Vec<(u32, bool)> = self.touched.drain().collect();
+        touched.sort_unstable();
+        let mut derived = Derived::default();
+        for (id, itself) in touched {
+            if self.dirty.contains(&id) {
+                continue;
+            }
+            let Some(endpoint) = self.endpoints.get_mut(&id) else {
+                continue;
+            };
+            let was = endpoint.view;
+            if itself {
+                endpoint.look(store, identities);
+            }
+            let view = endpoint.view;
+            let makers = Makers {
+                store,
+                tables,
+                identities,
+                traces,
+            };
+            match endpoint.derive(was, itself, &changed, &mut derived, makers) {
+                Some(wanted) => {
+                    for (new, old) in wanted.into_iter().zip(&mut endpoint.wanted) {
+                        tables.join(new);
+                        tables.leave(std::mem::replace(old, new));
+                    }
+                }
+                None => drop(self.dirty.insert(id)),
+            }
+            if itself {
+                self.link_view(id, was, view);
+                if let Some(was) = was {
+                    store.release_endpoint(was);
+                }
+            }
+        }
+        self.resolve_dirty(store, tables, identities, traces);
+    }
+
+    /// An endpoint looks otherwise than before.
+    fn link_view(&mut self, id: u32, was: Option<u32>, view: Option<u32>) {
+        if was != view {
+            unlink(&mut self.by_view, was, id);
+            if let Some(view) = view {
+                self.by_view.entry(view).or_default().insert(id);
+            }
+        }
+    }
+
+    fn resolve_dirty(
+        &mut self,
+        store: &mut Store,
+        tables: &mut Tables,
+        identities: &mut Identities,
+        traces: &mut Traces,
+    ) {
         let mut dirty: Vec<u32> = self.dirty.drain().collect();
         dirty.sort_unstable();
         for &id in &dirty {
             let Some(endpoint) = self.endpoints.get_mut(&id) else {
                 continue;
             };
-            let subject = identities.entities().subject(&endpoint.key);
-            let view = subject.map(|subject| store.hold_endpoint(&subject));
-            if let Some(old) = endpoint.view {
-                store.release_endpoint(old);
-            }
-            if view != endpoint.view {
-                unlink(&mut self.by_view, endpoint.view, id);
-                if let Some(view) = view {
-                    self.by_view.entry(view).or_default().insert(id);
-                }
-                endpoint.view = view;
+            let was = endpoint.view;
+            endpoint.look(store, identities);
+            let view = endpoint.view;
+            if let Some(was) = was {
+                store.release_endpoint(was);
             }
             for direction in DIRECTIONS {
                 let wanted = view.map(|view| {
@@ -211,8 +296,63 @@ impl Endpoints {
                 tables.join(wanted);
                 tables.leave(old);
             }
+            self.link_view(id, was, view);
         }
-        dirty
+    }
+}
+
+impl Endpoint {
+    /// Holds the view of what it is now; the caller gives the old one back.
+    fn look(&mut self, store: &mut Store, identities: &Identities) {
+        let subject = identities.entities().subject(&self.key);
+        self.view = subject.map(|subject| store.hold_endpoint(&subject));
+    }
+
+    /// The tables that those it has become when some policies change, or (`itself`) others select it than when its view was
+    /// another. None: has to be found out from the beginning.
+    fn derive(
+        &self,
+        was: Option<u32>,
+        itself: bool,
+        changed: &FxHashMap<PolicyKey, Option<Before>>,
+        derived: &mut Derived,
+        makers: Makers<'_>,
+    ) -> Option<[Option<u32>; 2]> {
+        let Makers {
+            store,
+            tables,
+            identities,
+            traces,
+        } = makers;
+        let views = was.zip(self.view).filter(|_| self.short == [false; 2])?;
+        let mut wanted = [None; 2];
+        let mut deltas = Vec::new();
+        for direction in DIRECTIONS {
+            let table = self.wanted[direction as usize]?;
+            // What the pod is may decide more than which policies select it.
+            if itself && !tables.tables.get(&table)?.is_plain() {
+                return None;
+            }
+            deltas.push((direction, table, store.delta(table, views, direction, changed, tables)?));
+        }
+        for (direction, table, delta) in deltas {
+            let new = if delta.removed.is_empty() && delta.inserted.is_empty() {
+                Some(table)
+            } else {
+                let rules = delta.inserted.iter().map(|listed| listed.rules).collect();
+                *derived
+                    .entry((table, delta.removed.clone(), rules))
+                    .or_insert_with(|| tables.derive(table, &delta, store, identities, traces))
+            };
+            wanted[direction as usize] = Some(new?);
+            #[cfg(test)]
+            {
+                let afresh = store.wanted(views.1, &self.key, direction, identities).key;
+                let derived = new.map(|new| &*tables.tables[&new].key);
+                assert_eq!(derived, Some(&afresh), "derived from table {table}");
+            }
+        }
+        Some(wanted)
     }
 }
 

@@ -4,7 +4,9 @@
 //! |---|---|
 //! | `store` | policies and tiers, and which of them select which endpoint |
 //! | `endpoint` | local pods and the tables that they obey |
-//! | `table`, `tables` | a policy list's rows for all classes; the tables in use |
+//! | `lists` | rules of a policy, ready to be walked |
+//! | `table`, `tables` | what policies say of all classes; the tables in use |
+//! | `succeed` | a table takes another's place in the kernel, where little differs |
 //! | `row`, `ports` | from rules to decisions by port |
 //! | `rows`, `trace` | interned rows and lists of hits |
 //! | `transition` | the order of operations |
@@ -16,12 +18,14 @@
 mod capacity;
 mod dump;
 mod endpoint;
+mod lists;
 mod loosen;
 mod ports;
 mod report;
 mod row;
 mod rows;
 mod store;
+mod succeed;
 mod table;
 mod tables;
 mod trace;
@@ -90,22 +94,28 @@ impl Compiler {
             &mut self.identities,
             &mut self.traces,
         );
-        let movement = self.identities.settle();
+        let mut grouping = self.identities.group();
         let mut plan = Plan {
             serial: self.serial,
             ..Plan::default()
         };
+        let mut succession = self.succeed(&grouping, &mut plan);
+        succession.renewed = self.identities.renew(&succession.classes, &mut grouping);
+        let movement = self.identities.movement(grouping);
         let fresh = self.tables.fill(
             &movement.new_classes,
+            &succession,
             &self.identities,
             &mut self.rows,
             &mut self.traces,
             &mut plan.add,
         );
         let movement = self.fit(movement, &fresh, &mut plan);
-        self.transition(&movement, &mut plan);
+        self.transition(&movement, &succession.in_place, &mut plan);
         for &class in &movement.dead_classes {
+            // A table with a row for a renewed class need not ask any more what makes the class.
             let key = self.identities.classes().get(class).map(|class| class.key.clone());
+            let key = key.filter(|_| !succession.classes.contains(&class));
             self.tables
                 .remove_class(class, key.as_ref(), &mut self.rows, &mut plan.remove);
         }
@@ -113,6 +123,7 @@ impl Compiler {
         self.tables.retire(self.serial, &mut self.rows, &mut plan.remove);
         self.sweep(&mut plan);
         self.count_removals(&plan);
+        plan.renamed = self.traces.take_renamed();
         plan
     }
 
@@ -124,12 +135,10 @@ impl Compiler {
                 }
             }
             Change::Policy(key, policy) => {
-                let change = self.store.set_policy(key, policy, &mut self.identities);
-                self.endpoints.touch_views(&change.views);
-                if let Some((lists, policy)) = change.renamed {
-                    for rules in lists {
-                        self.traces.rename(rules, &policy);
-                    }
+                let change = self.store.set_policy(key.clone(), policy, &mut self.identities);
+                self.endpoints.touch_views(&change.views, key, change.before);
+                if let Some((number, policy)) = change.renamed {
+                    self.traces.rename(number, &policy);
                 }
             }
             Change::Namespace(name, labels) => {

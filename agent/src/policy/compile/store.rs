@@ -5,7 +5,10 @@ use std::sync::Arc;
 use rustc_hash::{FxHashMap, FxHashSet};
 use weir_common::Direction;
 
-use super::table::{TableKey, TierKey, asked_ports, rules_of};
+use super::{
+    table::{TableKey, TierKey, asked_ports, rules_of},
+    tables::Tables,
+};
 use crate::{
     identity::{
         Identities,
@@ -37,6 +40,8 @@ struct Side {
 #[derive(Debug)]
 struct Known {
     policy: Arc<Policy>,
+    /// Another one in another tier.
+    number: u32,
     sides: [Option<Side>; 2],
     /// In `Store::subjects`; None: staged, so never enforced.
     subject: Option<u32>,
@@ -51,6 +56,9 @@ pub struct Store {
     subjects: Index,
     by_subject: FxHashMap<u32, Vec<u32>>,
     last_rules: u32,
+    last_number: u32,
+    /// Policies by their numbers.
+    numbers: FxHashMap<u32, u32>,
     /// Policies with a selector on the endpoint's own end: they depend on network sets.
     local_selectors: usize,
 }
@@ -59,7 +67,41 @@ pub struct Store {
 #[derive(Debug)]
 pub struct Wanted {
     pub key: TableKey,
-    pub policies: Vec<Arc<Policy>>,
+    /// In the order of the key's rules.
+    pub lists: Vec<Listed>,
+}
+
+/// A rule list by its numbers.
+#[derive(Clone, Debug)]
+pub struct Listed {
+    /// Another one with every change of the rules but of names.
+    pub rules: u32,
+    /// Of the policy in its tier.
+    pub number: u32,
+    pub policy: Arc<Policy>,
+}
+
+impl Listed {
+    /// How many rules have a condition on the endpoint's own end.
+    pub fn local_conditions(&self, direction: Direction) -> usize {
+        let rules = rules_of(&self.policy, direction).unwrap_or_default();
+        rules.iter().filter(|rule| rule.local.is_some()).count()
+    }
+}
+
+/// In what the policies of an endpoint's direction differ from a table.
+#[derive(Debug, Default)]
+pub struct Delta {
+    /// Lists of the table.
+    pub removed: Vec<u32>,
+    pub inserted: Vec<Listed>,
+}
+
+/// A policy as it was when tables were made last.
+#[derive(Debug)]
+pub struct Before {
+    policy: Arc<Policy>,
+    sides: [Option<Side>; 2],
 }
 
 /// What a policy's change means.
@@ -67,8 +109,17 @@ pub struct Wanted {
 pub struct PolicyChange {
     /// Views of endpoints whose tables may be others.
     pub views: FxHashSet<u32>,
-    /// The rule lists with other names, and the policy.
-    pub renamed: Option<(Vec<u32>, Arc<Policy>)>,
+    /// What it was, if it was.
+    pub before: Option<Before>,
+    /// What keeps its number, whose rules may have other names.
+    pub renamed: Option<(u32, Arc<Policy>)>,
+}
+
+impl Side {
+    /// Whether tables with it depend on nothing of the endpoint.
+    fn is_plain(&self) -> bool {
+        !self.local && self.local_names.is_empty()
+    }
 }
 
 impl Store {
@@ -111,6 +162,7 @@ impl Store {
         let old = old.and_then(|id| Some((id, self.policies.remove(id)?)));
         if let Some((id, old)) = &old {
             self.ids.remove(&key);
+            self.numbers.remove(&old.number);
             ask(&old.policy, identities, false);
             self.local_selectors -= usize::from(selects_local(&old.policy));
             if let Some(subject) = old.subject
@@ -127,25 +179,119 @@ impl Store {
             let subject = (!policy.staged).then(|| self.subjects.hold_selector(&policy.subject).0);
             let before = old.as_ref().map(|(_, known)| known);
             let sides = DIRECTIONS.map(|direction| self.side(&policy, direction, before));
-            if let Some(before) = before {
-                let kept = sides.iter().zip(&before.sides);
-                let kept = kept.filter_map(|(new, old)| Some((new.as_ref()?.rules, old.as_ref()?.rules)));
-                let kept: Vec<u32> = kept.filter(|(new, old)| new == old).map(|(new, _)| new).collect();
-                if !kept.is_empty() {
-                    change.renamed = Some((kept, policy.clone()));
+            let number = match before.filter(|before| before.policy.tier == policy.tier) {
+                Some(before) => {
+                    change.renamed = Some((before.number, policy.clone()));
+                    before.number
                 }
-            }
-            let id = self.policies.insert(Known { policy, sides, subject });
+                None => {
+                    self.last_number += 1;
+                    self.last_number
+                }
+            };
+            let id = self.policies.insert(Known {
+                policy,
+                number,
+                sides,
+                subject,
+            });
+            self.numbers.insert(number, id);
             if let Some(subject) = subject {
                 change.views.extend(self.subjects.views_of(subject));
                 self.by_subject.entry(subject).or_default().push(id);
             }
             self.ids.insert(key, id);
         }
-        if let Some(subject) = old.and_then(|(_, old)| old.subject) {
-            self.subjects.release_selector(subject);
+        if let Some((_, old)) = old {
+            if let Some(subject) = old.subject {
+                self.subjects.release_selector(subject);
+            }
+            change.before = Some(Before {
+                policy: old.policy,
+                sides: old.sides,
+            });
         }
         change
+    }
+
+    /// A tier, also without an object.
+    pub fn tier(&self, name: &str) -> Tier {
+        self.tiers.get(name).cloned().unwrap_or_else(|| Tier::implied(name))
+    }
+
+    /// Whether one policy is walked before another of its tier, both by number.
+    pub fn is_before(&self, one: u32, other: u32) -> bool {
+        let place = |number: u32| {
+            let policy = &self.policies.get(*self.numbers.get(&number)?)?.policy;
+            Some((policy.order, &policy.key))
+        };
+        place(one) < place(other)
+    }
+
+    /// In what the policies of an endpoint's direction differ from a table that was right for its first view before some
+    /// policies changed. None: that has to be found out from the beginning.
+    pub fn delta(
+        &self,
+        table: u32,
+        (was, view): (u32, u32),
+        direction: Direction,
+        changed: &FxHashMap<PolicyKey, Option<Before>>,
+        tables: &Tables,
+    ) -> Option<Delta> {
+        let side = direction as usize;
+        let selectors = self.subjects.selectors_of(view);
+        let mut delta = Delta::default();
+        for (key, before) in changed {
+            let old = before
+                .as_ref()
+                .and_then(|before| Some((before, before.sides[side].as_ref()?)));
+            let known = self.ids.get(key).map(|&id| &self.policies[id]);
+            let new = known.filter(|known| {
+                known
+                    .subject
+                    .is_some_and(|subject| selectors.binary_search(&subject).is_ok())
+            });
+            let new = new.and_then(|known| Some((known, known.sides[side].as_ref()?)));
+            let plain = |side: Option<&Side>| side.is_none_or(Side::is_plain);
+            if !plain(old.map(|(_, side)| side)) || !plain(new.map(|(_, side)| side)) {
+                return None;
+            }
+            let old = old.and_then(|(before, side)| Some((before, side, tables.walked(table, side.rules)?)));
+            if let (Some((before, was, _)), Some((known, is))) = (&old, &new)
+                && was.rules == is.rules
+                && before.policy.order == known.policy.order
+            {
+                continue;
+            }
+            delta.removed.extend(old.map(|(.., list)| list));
+            delta.inserted.extend(new.map(|(known, side)| known.listed(side)));
+        }
+        if was == view {
+            return Some(delta);
+        }
+        let earlier = self.subjects.selectors_of(was);
+        let lost = earlier.iter().filter(|it| selectors.binary_search(it).is_err());
+        let gained = selectors.iter().filter(|it| earlier.binary_search(it).is_err());
+        for (subjects, is_gained) in [(lost.collect::<Vec<_>>(), false), (gained.collect(), true)] {
+            let policies = subjects.into_iter().filter_map(|subject| self.by_subject.get(subject));
+            for known in policies.flatten().map(|&id| &self.policies[id]) {
+                let Some(own) = known.sides[side].as_ref() else {
+                    continue;
+                };
+                if changed.contains_key(&known.policy.key) {
+                    continue;
+                }
+                if !own.is_plain() {
+                    return None;
+                }
+                if is_gained {
+                    delta.inserted.push(known.listed(own));
+                } else {
+                    delta.removed.extend(tables.walked(table, own.rules));
+                }
+            }
+        }
+        Some(delta)
     }
 
     fn side(&mut self, policy: &Policy, direction: Direction, before: Option<&Known>) -> Option<Side> {
@@ -192,10 +338,7 @@ impl Store {
         }
         let mut tiers: Vec<(Tier, Vec<(&Known, &Side)>)> = tiers
             .into_iter()
-            .map(|(name, policies)| {
-                let tier = self.tiers.get(name).cloned();
-                (tier.unwrap_or_else(|| Tier::implied(name)), policies)
-            })
+            .map(|(name, policies)| (self.tier(name), policies))
             .collect();
         tiers.sort_by(|(a, _), (b, _)| (a.order, &a.name).cmp(&(b.order, &b.name)));
         for (_, policies) in &mut tiers {
@@ -220,7 +363,7 @@ impl Store {
             .filter_map(|rule| rule.local.as_ref())
             .map(|wanted| [Family::V4, Family::V6].map(|family| local_holds(wanted, endpoint, family, identities)))
             .collect();
-        let policies = all().map(|(known, _)| known.policy.clone()).collect();
+        let lists = all().map(|(known, side)| known.listed(side)).collect();
         let tiers = tiers
             .into_iter()
             .map(|(tier, policies)| TierKey {
@@ -236,7 +379,17 @@ impl Store {
                 ports,
                 local,
             },
-            policies,
+            lists,
+        }
+    }
+}
+
+impl Known {
+    fn listed(&self, side: &Side) -> Listed {
+        Listed {
+            rules: side.rules,
+            number: self.number,
+            policy: self.policy.clone(),
         }
     }
 }

@@ -7,13 +7,14 @@ use smallvec::SmallVec;
 use weir_common::{Direction, policy::DirectionPolicy};
 
 use super::{
+    lists::{Lists, Local, family_index},
     row::{self, Ends, Step},
     rows::Rows,
     trace::{HitKey, Traces},
 };
 use crate::{
     identity::{ClassKey, Identities},
-    policy::model::{Action, Family, Hit, NamedPort, Policy, PortMatch, Rule, TierDefault},
+    policy::model::{Family, Hit, NamedPort, Policy, PolicyKey, PortMatch, Rule, TierDefault},
 };
 
 /// What makes a table.
@@ -23,8 +24,8 @@ pub struct TableKey {
     pub tiers: Vec<TierKey>,
     /// The endpoint's ports of names that the rules ask of it, sorted.
     pub ports: Box<[NamedPort]>,
-    /// For each rule with a condition on the endpoint's own end: whether it holds, by family.
-    pub local: Box<[[bool; 2]]>,
+    /// That of all rules, in order.
+    pub local: Local,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -68,39 +69,46 @@ pub fn asked_ports(rules: &[Rule], direction: Direction) -> (Vec<Arc<str>>, Vec<
     }
 }
 
-#[derive(Debug)]
-enum Item {
-    Rule {
-        action: Action,
-        hit: u32,
-        /// Numbers of the peer matches; None: anybody.
-        peers: Option<Box<[u32]>>,
-        local: [bool; 2],
-        policy: usize,
-        rule: usize,
-    },
-    EndOfTier {
-        action: TierDefault,
-        hit: u32,
-    },
+/// The end of a tier's policies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct End {
+    /// Lists up to here, those of earlier tiers included.
+    after: u32,
+    action: TierDefault,
+    hit: u32,
 }
 
-/// Rows that were compiled for a table in one go: (rules that hold, family, the peer's ports) -> row.
-pub type Memo = FxHashMap<(Box<[u32]>, Family, Arc<[NamedPort]>), u32>;
+/// Stands for the end of a tier where lists and their rules are named.
+const END: u32 = u32::MAX;
 
-/// An immutable table (but for classes that come and go).
+/// Rows that were compiled for a table in one go: (rules that hold, family, the peer's ports) -> row.
+pub type Memo = FxHashMap<(Box<[(u32, u32)]>, Family, Arc<[NamedPort]>), u32>;
+
+/// What a table was made from: its rows are those of the other, but for classes that these matches tell from the world.
+#[derive(Debug)]
+pub struct Origin {
+    pub table: u32,
+    pub matchers: Vec<u32>,
+}
+
+/// A table. What it walks never changes; rows change with the classes that there are.
 #[derive(Debug)]
 pub struct Table {
     pub id: u32,
+    /// Under which number the kernel knows it: that of the table that it took over from, or its own.
+    pub number: u32,
     pub key: Arc<TableKey>,
-    policies: Arc<[Arc<Policy>]>,
-    items: Arc<[Item]>,
-    /// Items that hold for the world, by family.
-    world: Arc<[Vec<u32>; 2]>,
-    /// Items by the peer matches they ask.
-    by_matcher: Arc<FxHashMap<u32, SmallVec<[u32; 2]>>>,
-    /// Names of ports asked of peers.
-    peer_names: Arc<[Arc<str>]>,
+    /// Rule lists, in order.
+    pub walk: Vec<u32>,
+    /// By tier.
+    ends: Vec<End>,
+    /// Of the lists in the walk.
+    positions: FxHashMap<u32, u32>,
+    /// Positions of lists that have a rule for the world.
+    worldly: Vec<u32>,
+    asks_matches: bool,
+    asks_ports: bool,
+    plain: bool,
     profile: u32,
     pub default_row: u32,
     /// The two families' worlds have different rows.
@@ -109,133 +117,79 @@ pub struct Table {
     pub rows: FxHashMap<u32, u32>,
     /// Directions of endpoints that obey it.
     pub users: usize,
-}
-
-const fn family_index(family: Family) -> usize {
-    match family {
-        Family::V4 => 0,
-        Family::V6 => 1,
-    }
+    /// Until it has rows.
+    pub origin: Option<Origin>,
 }
 
 impl Table {
-    /// Holds the peer matches, port names and hits that it needs until [`Table::let_go`]. Without rows so far: those
-    /// need classes ([`Table::compile_default`]).
-    pub fn new(
-        id: u32,
-        key: Arc<TableKey>,
-        policies: Vec<Arc<Policy>>,
-        identities: &mut Identities,
-        traces: &mut Traces,
-    ) -> Self {
-        let mut items = Vec::new();
-        let mut names = Vec::new();
-        let mut world = [Vec::new(), Vec::new()];
-        let mut by_matcher: FxHashMap<u32, SmallVec<[u32; 2]>> = FxHashMap::default();
-        let mut local = key.local.iter();
-        let mut next_policy = 0;
-        for tier in &key.tiers {
-            for &rules in &tier.rules {
-                let policy = &policies[next_policy];
-                let list = rules_of(policy, key.direction).unwrap_or_default();
-                names.extend(asked_ports(list, key.direction).1);
-                for (number, rule) in list.iter().enumerate() {
-                    let at = items.len() as u32;
-                    let peers: Option<Box<[u32]>> = rule
-                        .peers
-                        .as_ref()
-                        .map(|peers| peers.iter().map(|wanted| identities.hold(wanted)).collect());
-                    let local = match &rule.local {
-                        Some(_) => local.next().copied().unwrap_or_default(),
-                        None => [true; 2],
-                    };
-                    for &matcher in peers.iter().flatten() {
-                        let asking = by_matcher.entry(matcher).or_default();
-                        if asking.last() != Some(&at) {
-                            asking.push(at);
-                        }
-                    }
-                    for family in [Family::V4, Family::V6] {
-                        let holds = |peers: &[u32]| peers.iter().any(|&peer| identities.matches_world(peer, family));
-                        if local[family_index(family)] && peers.as_deref().is_none_or(holds) {
-                            world[family_index(family)].push(at);
-                        }
-                    }
-                    let hit = traces.hold_hit(
-                        HitKey::Rule {
-                            rules,
-                            index: rule.index,
-                            action: rule.action,
-                        },
-                        || Hit::Rule {
-                            direction: key.direction,
-                            tier: tier.name.clone(),
-                            policy: policy.key.clone(),
-                            index: rule.index,
-                            name: rule.name.clone(),
-                            action: rule.action,
-                        },
-                    );
-                    items.push(Item::Rule {
-                        action: rule.action,
-                        hit,
-                        peers,
-                        local,
-                        policy: next_policy,
-                        rule: number,
-                    });
-                }
-                next_policy += 1;
-            }
-            let Some(&rules) = tier.rules.last() else {
+    /// Takes over lists that are held for it, by tier, and holds the hits that it needs until [`Table::let_go`]. Without
+    /// rows so far: those need classes ([`Table::compile_default`]).
+    pub fn new(id: u32, key: Arc<TableKey>, tiers: &[Vec<u32>], lists: &mut Lists, traces: &mut Traces) -> Self {
+        let direction = key.direction;
+        let mut ends = Vec::with_capacity(tiers.len());
+        let mut walk = Vec::with_capacity(tiers.iter().map(Vec::len).sum());
+        for (tier, own) in key.tiers.iter().zip(tiers) {
+            walk.extend_from_slice(own);
+            let Some(last) = own.last().map(|&last| &lists[last]) else {
                 continue;
             };
-            for world in &mut world {
-                world.push(items.len() as u32);
-            }
-            let hit = traces.hold_hit(
-                HitKey::EndOfTier {
-                    rules,
-                    tier: tier.name.clone(),
-                    action: tier.default_action,
-                },
-                || Hit::EndOfTier {
-                    direction: key.direction,
-                    tier: tier.name.clone(),
-                    policy: policies[next_policy - 1].key.clone(),
-                    action: tier.default_action,
-                },
-            );
-            items.push(Item::EndOfTier {
+            let hit = HitKey::EndOfTier {
+                policy: last.number,
+                direction,
+                action: tier.default_action,
+            };
+            let hit = traces.hold_hit(hit, || Hit::EndOfTier {
+                direction,
+                tier: tier.name.clone(),
+                policy: last.policy.key.clone(),
+                action: tier.default_action,
+            });
+            ends.push(End {
+                after: walk.len() as u32,
                 action: tier.default_action,
                 hit,
             });
         }
-        names.sort_unstable();
-        names.dedup();
-        for name in &names {
-            identities.hold_port(name);
+        let mut positions = FxHashMap::with_capacity_and_hasher(walk.len(), rustc_hash::FxBuildHasher);
+        let mut worldly = Vec::new();
+        let (mut asks_matches, mut asks_ports, mut plain) = (false, false, true);
+        for (position, &list) in (0..).zip(&walk) {
+            positions.insert(list, position);
+            lists.join(list, id);
+            let list = &lists[list];
+            asks_matches |= !list.matchers.is_empty();
+            asks_ports |= !list.peer_names.is_empty();
+            plain &= list.plain;
+            if list.worldly {
+                worldly.push(position);
+            }
         }
         Self {
             id,
+            number: id,
             key,
-            policies: policies.into(),
-            items: items.into(),
-            world: Arc::new(world),
-            by_matcher: Arc::new(by_matcher),
-            peer_names: names.into(),
+            walk,
+            ends,
+            positions,
+            worldly,
+            asks_matches,
+            asks_ports,
+            plain,
             profile: traces.hold_hit(HitKey::Profile, || Hit::Profile),
             default_row: 0,
             by_family: false,
             rows: FxHashMap::default(),
             users: 0,
+            origin: None,
         }
     }
 
     /// The same under another id, with holds of its own.
-    pub fn duplicate(&self, id: u32, identities: &mut Identities, traces: &mut Traces, rows: &mut Rows) -> Self {
-        let policies = self.policies.to_vec();
-        let mut twin = Self::new(id, self.key.clone(), policies, identities, traces);
+    pub fn duplicate(&self, id: u32, lists: &mut Lists, traces: &mut Traces, rows: &mut Rows) -> Self {
+        for &list in &self.walk {
+            lists.retain(list);
+        }
+        let mut twin = Self::new(id, self.key.clone(), &self.tiers(), lists, traces);
         twin.default_row = self.default_row;
         twin.by_family = self.by_family;
         twin.rows = self.rows.clone();
@@ -245,51 +199,77 @@ impl Table {
     }
 
     /// Gives back what it holds, but for its rows. Nothing in the kernel may know it any more.
-    pub fn let_go(&self, identities: &mut Identities, traces: &mut Traces) {
-        for item in &*self.items {
-            match item {
-                Item::Rule { hit, peers, .. } => {
-                    traces.release_hit(*hit);
-                    for &matcher in peers.iter().flatten() {
-                        identities.release(matcher);
-                    }
-                }
-                Item::EndOfTier { hit, .. } => traces.release_hit(*hit),
-            }
+    pub fn let_go(&self, lists: &mut Lists, identities: &mut Identities, traces: &mut Traces) {
+        for &list in &self.walk {
+            lists.release(list, identities, traces);
         }
-        for name in &*self.peer_names {
-            identities.release_port(name);
+        for end in &self.ends {
+            traces.release_hit(end.hit);
         }
         traces.release_hit(self.profile);
     }
 
-    /// Peer matches that it asks.
-    pub fn matchers(&self) -> impl Iterator<Item = u32> {
-        self.by_matcher.keys().copied()
+    /// Its lists, by tier.
+    pub fn tiers(&self) -> Vec<Vec<u32>> {
+        let mut from = 0;
+        let ends = self.ends.iter();
+        ends.map(|end| {
+            let after = end.after as usize;
+            self.walk[std::mem::replace(&mut from, after)..after].to_vec()
+        })
+        .collect()
+    }
+
+    /// The place of a list: tier, and place in it.
+    pub fn place(&self, list: u32) -> Option<(usize, usize)> {
+        let position = *self.positions.get(&list)?;
+        let tier = self.ends.partition_point(|end| end.after <= position);
+        let first = if tier == 0 { 0 } else { self.ends[tier - 1].after };
+        Some((tier, (position - first) as usize))
+    }
+
+    /// Whether what is said of the world is the same, where the tables differ in these lists.
+    pub fn same_world(&self, other: &Self, differing: &[u32], lists: &Lists) -> bool {
+        let ends =
+            |table: &Self| -> Vec<(TierDefault, u32)> { table.ends.iter().map(|end| (end.action, end.hit)).collect() };
+        ends(self) == ends(other) && !differing.iter().any(|&list| lists[list].worldly)
     }
 
     pub fn asks_ports(&self) -> bool {
-        !self.peer_names.is_empty()
+        self.asks_ports
     }
 
-    pub fn policies(&self) -> impl Iterator<Item = (&Arc<str>, &Arc<Policy>)> {
+    /// Depends on nothing of the endpoint but which policies select it.
+    pub fn is_plain(&self) -> bool {
+        self.plain
+    }
+
+    /// Tier and policy of each list, in order.
+    pub fn policies<'a>(&'a self, lists: &'a Lists) -> impl Iterator<Item = (&'a Arc<str>, &'a PolicyKey)> {
         let tiers = self
             .key
             .tiers
             .iter()
             .flat_map(|tier| tier.rules.iter().map(move |_| &tier.name));
-        tiers.zip(self.policies.iter())
+        tiers.zip(self.walk.iter().map(|&list| &lists[list].policy.key))
     }
 
     /// The default row is the one of the IPv4 world.
-    pub fn compile_default(&mut self, memo: &mut Memo, identities: &Identities, rows: &mut Rows, traces: &mut Traces) {
+    pub fn compile_default(
+        &mut self,
+        memo: &mut Memo,
+        lists: &Lists,
+        identities: &Identities,
+        rows: &mut Rows,
+        traces: &mut Traces,
+    ) {
         let mut world = |family| {
             let key = ClassKey {
                 family,
                 signature: Box::default(),
                 ports: Arc::new([]),
             };
-            self.compile(&key, memo, identities, rows, traces)
+            self.compile(&key, memo, lists, identities, rows, traces)
         };
         let (v4, v6) = (world(Family::V4), world(Family::V6));
         rows.hold(v4);
@@ -297,41 +277,70 @@ impl Table {
         self.by_family = v4 != v6;
     }
 
+    /// Positions of lists that ask some match of a class's signature, in order.
+    fn asked(&self, class: &ClassKey, lists: &Lists) -> SmallVec<[u32; 16]> {
+        let mut asked: SmallVec<[u32; 16]> = SmallVec::new();
+        for matcher in &class.signature {
+            let asking = lists.asking(*matcher);
+            if asking.len() <= self.walk.len() {
+                asked.extend(asking.iter().filter_map(|list| self.positions.get(list)).copied());
+            } else {
+                let own = (0..).zip(&self.walk);
+                let own = own.filter(|&(_, &list)| lists[list].matchers.binary_search(matcher).is_ok());
+                asked.extend(own.map(|(position, _)| position));
+            }
+        }
+        asked.sort_unstable();
+        asked.dedup();
+        asked
+    }
+
+    /// The rules that hold for a class, as (list, item), with the ends of tiers between them.
+    fn holding(&self, class: &ClassKey, lists: &Lists, identities: &Identities) -> Box<[(u32, u32)]> {
+        let family = family_index(class.family);
+        let mut asked = self.asked(class, lists).into_iter().peekable();
+        let mut worldly = self.worldly.iter().copied().peekable();
+        let mut holding = Vec::new();
+        for (tier, end) in (0..).zip(&self.ends) {
+            loop {
+                let next = [asked.peek(), worldly.peek()].into_iter().flatten().min().copied();
+                let Some(position) = next.filter(|&position| position < end.after) else {
+                    break;
+                };
+                let is_asked = asked.next_if_eq(&position).is_some();
+                worldly.next_if_eq(&position);
+                let list = self.walk[position as usize];
+                let items = (0..).zip(&lists[list].items);
+                let items = items.filter(|(_, item)| {
+                    if is_asked {
+                        item.holds(class, identities)
+                    } else {
+                        item.world[family]
+                    }
+                });
+                holding.extend(items.map(|(item, _)| (list, item)));
+            }
+            holding.push((END, tier));
+        }
+        holding.into()
+    }
+
     /// The number of a class's row, not held.
     pub fn compile(
         &self,
         class: &ClassKey,
         memo: &mut Memo,
+        lists: &Lists,
         identities: &Identities,
         rows: &mut Rows,
         traces: &mut Traces,
     ) -> u32 {
-        let family = family_index(class.family);
-        let world = &self.world[family];
-        let mut asking: SmallVec<[u32; 16]> = SmallVec::new();
-        for matcher in &class.signature {
-            asking.extend(self.by_matcher.get(matcher).into_iter().flatten().copied());
-        }
-        asking.sort_unstable();
-        asking.dedup();
-        let mut holding: Vec<u32> = Vec::with_capacity(world.len() + asking.len());
-        let mut world = world.iter().copied().peekable();
-        for item in asking {
-            while let Some(before) = world.next_if(|&before| before < item) {
-                holding.push(before);
-            }
-            world.next_if_eq(&item);
-            if self.holds(item, class, identities) {
-                holding.push(item);
-            }
-        }
-        holding.extend(world);
-        let peer_ports = if self.asks_ports() {
+        let peer_ports = if self.asks_ports {
             class.ports.clone()
         } else {
             Arc::new([])
         };
-        let memo_key = (holding.into_boxed_slice(), class.family, peer_ports);
+        let memo_key = (self.holding(class, lists, identities), class.family, peer_ports);
         if let Some(&row) = memo.get(&memo_key) {
             return row;
         }
@@ -342,38 +351,23 @@ impl Table {
             peer_ports: &memo_key.2,
             profile: self.profile,
         };
-        let steps: Vec<Step<'_>> = memo_key.0.iter().map(|&item| self.step(item)).collect();
+        let step = |&(list, item): &(u32, u32)| {
+            if list == END {
+                let End { action, hit, .. } = self.ends[item as usize];
+                return Step::EndOfTier { action, hit };
+            }
+            let list = &lists[list];
+            let known = &list.items[item as usize];
+            Step::Rule {
+                action: known.action,
+                hit: known.hit,
+                traffic: list.traffic(item),
+            }
+        };
+        let steps: Vec<Step<'_>> = memo_key.0.iter().map(step).collect();
         let row = rows.intern(row::compile(&steps, &ends, traces), traces);
         memo.insert(memo_key, row);
         row
-    }
-
-    fn holds(&self, item: u32, class: &ClassKey, identities: &Identities) -> bool {
-        let Item::Rule { peers, local, .. } = &self.items[item as usize] else {
-            return true;
-        };
-        let matches =
-            |peer: &u32| identities.matches_world(*peer, class.family) != class.signature.binary_search(peer).is_ok();
-        local[family_index(class.family)] && peers.as_deref().is_none_or(|peers| peers.iter().any(matches))
-    }
-
-    fn step(&self, item: u32) -> Step<'_> {
-        match self.items[item as usize] {
-            Item::Rule {
-                action,
-                hit,
-                policy,
-                rule,
-                ..
-            } => Step::Rule {
-                action,
-                hit,
-                traffic: rules_of(&self.policies[policy], self.key.direction)
-                    .and_then(|rules| rules.get(rule))
-                    .map_or(&[][..], |rule| &rule.traffic),
-            },
-            Item::EndOfTier { action, hit } => Step::EndOfTier { action, hit },
-        }
     }
 
     /// The number of the row that the kernel finds for a class.
@@ -383,13 +377,13 @@ impl Table {
 
     /// The same for every peer.
     pub fn is_flat(&self) -> bool {
-        self.by_matcher.is_empty() && !self.asks_ports() && !self.by_family
+        !self.asks_matches && !self.asks_ports && !self.by_family
     }
 
     /// What the kernel gets of it.
     pub fn direction_policy(&self, rows: &Rows) -> DirectionPolicy {
         DirectionPolicy {
-            table: if self.is_flat() { 0 } else { self.id },
+            table: if self.is_flat() { 0 } else { self.number },
             default_row: rows.row(self.default_row),
         }
     }

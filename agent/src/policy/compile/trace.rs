@@ -3,7 +3,9 @@
 use std::{collections::VecDeque, sync::Arc};
 
 use rustc_hash::{FxHashMap, FxHashSet};
+use weir_common::Direction;
 
+use super::{store::DIRECTIONS, table::rules_of};
 use crate::{
     identity::slab::Slab,
     policy::model::{Action, Hit, Judgement, Policy, TierDefault},
@@ -12,17 +14,19 @@ use crate::{
 /// How many traces are remembered after their last decision is gone: events on their way may still name them.
 const REMEMBERED: usize = 4096;
 
-/// What makes two hits the same. `rules`: the number of a policy's rule list of one direction.
+/// What makes two hits the same. `policy`: the number of a policy in its tier. Not what a rule matches: when that
+/// changes, the decisions of everybody whom it does not concern stay as they are.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum HitKey {
     Rule {
-        rules: u32,
+        policy: u32,
+        direction: Direction,
         index: u32,
         action: Action,
     },
     EndOfTier {
-        rules: u32,
-        tier: Arc<str>,
+        policy: u32,
+        direction: Direction,
         action: TierDefault,
     },
     Profile,
@@ -60,6 +64,7 @@ pub struct Traces {
     fresh: Vec<u32>,
     loose: Vec<u32>,
     dead: Vec<u32>,
+    renamed: Vec<u32>,
     remembered: VecDeque<(u32, Arc<Judgement>)>,
 }
 
@@ -74,6 +79,7 @@ impl Traces {
             fresh: Vec::new(),
             loose: Vec::new(),
             dead: Vec::new(),
+            renamed: Vec::new(),
             remembered: VecDeque::new(),
         }
     }
@@ -118,34 +124,49 @@ impl Traces {
         }
     }
 
-    /// The rules of a list have other names.
-    pub fn rename(&mut self, rules: u32, policy: &Policy) {
-        let lists = [policy.ingress.as_deref(), policy.egress.as_deref()];
-        let named = |index: u32| {
-            let mut all = lists.iter().flatten().flat_map(|list| list.iter());
-            all.find(|rule| rule.index == index).and_then(|rule| rule.name.clone())
-        };
-        let mut changed = Vec::new();
-        for (key, &id) in &self.hit_ids {
-            if let HitKey::Rule { rules: own, index, .. } = key
-                && *own == rules
-                && let Some(known) = self.hits.get_mut(id)
-                && let Hit::Rule { name, .. } = &mut known.hit
-            {
-                *name = named(*index);
-                changed.push(id);
+    /// Rules of a policy may have other names. Traces that pass them say so from now on.
+    pub fn rename(&mut self, number: u32, policy: &Policy) {
+        let mut changed: FxHashSet<u32> = FxHashSet::default();
+        for direction in DIRECTIONS {
+            // Of rules that are one to people the first one's name holds.
+            for rule in rules_of(policy, direction).unwrap_or_default().iter().rev() {
+                let key = HitKey::Rule {
+                    policy: number,
+                    direction,
+                    index: rule.index,
+                    action: rule.action,
+                };
+                if let Some(&id) = self.hit_ids.get(&key)
+                    && let Hit::Rule { name, .. } = &mut self.hits[id].hit
+                    && *name != rule.name
+                {
+                    name.clone_from(&rule.name);
+                    changed.insert(id);
+                }
             }
         }
-        for trace in self.traces.values_mut() {
+        if changed.is_empty() {
+            return;
+        }
+        for (&id, trace) in &mut self.traces {
             if trace.hits.iter().any(|hit| changed.contains(hit)) {
                 let hits = trace.hits.iter().map(|&hit| self.hits[hit].hit.clone()).collect();
-                let judgement = Judgement {
+                trace.judgement = Arc::new(Judgement {
                     hits,
                     ..(*trace.judgement).clone()
-                };
-                trace.judgement = Arc::new(judgement);
+                });
+                self.renamed.push(id);
             }
         }
+    }
+
+    /// Traces that say something else since the last time, in order.
+    pub fn take_renamed(&mut self) -> Vec<u32> {
+        let mut renamed = std::mem::take(&mut self.renamed);
+        renamed.sort_unstable();
+        renamed.dedup();
+        renamed.retain(|id| self.traces.contains_key(id));
+        renamed
     }
 
     /// The trace of a list of hits, and what it says. It must be held before the next [`Traces::sweep`].

@@ -15,6 +15,8 @@
 //!   the old class's row in the tables that endpoints leave and the new class's row in all others. Old tables that
 //!   also stay in use are replaced by a twin for those who stay or come. (If the rows for that do not fit, the endpoints
 //!   that flip are closed for the moment.)
+//! - A table that took over from another differs from it in renewed classes alone: it is not left, and what moves into
+//!   those classes has the new decisions with that move.
 //! - Epochs grow last.
 
 use rustc_hash::{FxHashMap, FxHashSet};
@@ -78,8 +80,9 @@ impl Passage {
 }
 
 impl Compiler {
-    /// Orders what moved and which endpoints flip.
-    pub(super) fn transition(&mut self, movement: &Movement, plan: &mut Plan) {
+    /// Orders what moved and which endpoints flip. `in_place`: tables that took over from others, and differ from them in
+    /// some classes that were renewed.
+    pub(super) fn transition(&mut self, movement: &Movement, in_place: &[u32], plan: &mut Plan) {
         let pairs = pairs(movement);
         let leaving = self.leaving();
         let mut passage = Passage::default();
@@ -141,7 +144,7 @@ impl Compiler {
             plan.flip.extend(flips.iter().map(|&policy| Op::SetPolicy(policy)));
         }
         let flipped: FxHashSet<u32> = flips.iter().map(|policy| policy.endpoint).collect();
-        self.bump_epochs(&pairs, &flipped, plan);
+        self.bump_epochs(&pairs, in_place, &flipped, plan);
         for policy in flips {
             if let Some(endpoint) = self.endpoints.get_mut(policy.endpoint) {
                 endpoint.told = Some(policy);
@@ -193,13 +196,9 @@ impl Compiler {
             if self.tables.tables.get(&id).is_none_or(|table| table.users == 0) {
                 continue;
             }
-            let twin = self.tables.duplicate(
-                id,
-                &mut self.identities,
-                &mut self.traces,
-                &mut self.rows,
-                &mut plan.add,
-            );
+            let twin = self
+                .tables
+                .duplicate(id, &mut self.traces, &mut self.rows, &mut plan.add);
             let Some(twin) = twin else {
                 continue;
             };
@@ -323,14 +322,15 @@ impl Compiler {
     }
 
     /// Endpoints that keep their tables, but whose tables have other rows for something that moved.
-    fn bump_epochs(&self, pairs: &[Pair], flipped: &FxHashSet<u32>, plan: &mut Plan) {
+    fn bump_epochs(&self, pairs: &[Pair], in_place: &[u32], flipped: &FxHashSet<u32>, plan: &mut Plan) {
         let mut changed: FxHashSet<u32> = FxHashSet::default();
         for &(old, new) in pairs {
             let key = |class: u32| -> Option<&ClassKey> { Some(&self.identities.classes().get(class)?.key) };
             let (Some(old_key), Some(new_key)) = (key(old), key(new)) else {
                 continue;
             };
-            for id in self.tables.telling_apart(old_key, new_key) {
+            let telling_apart = self.tables.telling_apart(old_key, new_key);
+            for &id in telling_apart.iter().chain(in_place) {
                 if !changed.contains(&id)
                     && let Some(table) = self.tables.tables.get(&id)
                     && table.row_of(old) != table.row_of(new)

@@ -175,6 +175,12 @@ impl Catalogue {
         self.kinds.get(slot).map_or(0, |kind| kind.objects.len())
     }
 
+    /// The names of a kind's objects.
+    pub(super) fn names(&self, slot: &str) -> impl Iterator<Item = &str> {
+        let kind = self.kinds.get(slot).into_iter();
+        kind.flat_map(|kind| kind.objects.keys().map(|(_, name)| &**name))
+    }
+
     /// Up to which version everything of the kind has been told.
     pub(super) fn delivered(&self, slot: &str) -> u64 {
         self.kinds.get(slot).map_or(0, |kind| kind.delivered)

@@ -2,7 +2,7 @@
 
 use std::{fmt, path::Path, sync::Arc, time::Duration};
 
-use http::{Request, StatusCode, header};
+use http::{Method, Request, StatusCode, header};
 use http_body_util::BodyExt as _;
 use kube::{
     Client, Config,
@@ -151,6 +151,23 @@ impl Api {
     pub(super) async fn open(&self, path: &str, accept: &str) -> Result<Answer, Failure> {
         let request = Request::get(path).header(header::ACCEPT, accept).body(Body::empty());
         self.send(request).await
+    }
+
+    /// Sends an object.
+    pub(super) async fn write(
+        &self,
+        method: Method,
+        path: &str,
+        content_type: &str,
+        body: Vec<u8>,
+    ) -> Result<(), Failure> {
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(header::ACCEPT, JSON)
+            .header(header::CONTENT_TYPE, content_type)
+            .body(Body::from(body));
+        self.send(request).await?.all().await.map(drop)
     }
 
     async fn send(&self, request: http::Result<Request<Body>>) -> Result<Answer, Failure> {

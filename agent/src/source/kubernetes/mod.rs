@@ -10,6 +10,8 @@
 //! | `catalogue` | the objects told, and which version of each is in force |
 //! | `run` | takes in what the watches tell, says what follows, answers who asks |
 //! | `health` | how each watch does |
+//! | `daemonset` | whether the agent's own DaemonSet is being removed |
+//! | `report`, `condition` | Events on objects that are not enforced as written; a condition on the Node |
 //! | `version`, `backoff` | which version is newer; when to try again |
 //!
 //! Nothing is told before everything that is served and permitted has been listed once: the first event is one Reset. A
@@ -19,10 +21,13 @@
 mod backoff;
 mod catalogue;
 mod client;
+mod condition;
+mod daemonset;
 mod discovery;
 mod health;
 mod kinds;
 mod project;
+mod report;
 mod run;
 mod version;
 mod watch;
@@ -44,11 +49,14 @@ use tokio::{
 use self::{
     catalogue::Catalogue,
     client::Api,
+    daemonset::OwnDaemonSet,
     discovery::Discovery,
+    report::Reporter,
     run::{Command, Inbox, Outbox, Runner},
 };
 pub use self::{
-    catalogue::ObjectProblems,
+    condition::{CONDITION, ConditionError, NodeCondition},
+    daemonset::{BadName, DaemonSetName, SEEN},
     health::{Health, KindHealth, Stale},
 };
 use super::{SourceEvent, store::Store};
@@ -62,6 +70,10 @@ const UNDER_WAY: usize = 64;
 pub struct Options {
     /// None: as the pod that the agent runs in.
     pub kubeconfig: Option<PathBuf>,
+    /// The agent's own DaemonSet, if its removal is to take everything away.
+    pub daemonset: Option<DaemonSetName>,
+    /// Write a condition on the agent's Node.
+    pub node_condition: bool,
 }
 
 impl fmt::Display for Options {
@@ -135,6 +147,8 @@ pub struct KubernetesSource {
     tokens: AtomicU64,
     health: Health,
     api: Api,
+    daemonset: Option<OwnDaemonSet>,
+    condition: Option<NodeCondition>,
     tasks: Vec<JoinHandle<()>>,
 }
 
@@ -146,6 +160,7 @@ impl KubernetesSource {
     pub async fn start(
         options: &Options,
         run_dir: &Path,
+        node: &str,
         instruments: &Instruments,
     ) -> Result<(Self, mpsc::UnboundedReceiver<SourceEvent>), Error> {
         let unusable = |source| Error::Store {
@@ -159,6 +174,7 @@ impl KubernetesSource {
         let (commands, asked) = mpsc::unbounded_channel();
         let (events, told_events) = mpsc::unbounded_channel();
         let (discovered, discoveries) = mpsc::channel(4);
+        let (reports, reported) = mpsc::unbounded_channel();
         let doubt = Arc::new(Notify::new());
         let discovery = Discovery {
             api: api.clone(),
@@ -170,7 +186,8 @@ impl KubernetesSource {
         let outbox = Outbox {
             events,
             arrivals: instruments.arrivals.clone(),
-            reports: None,
+            reports,
+            node: node.into(),
         };
         let runner = Runner::new(api.clone(), catalogue, health.clone(), doubt, messages, outbox);
         let inbox = Inbox {
@@ -178,12 +195,29 @@ impl KubernetesSource {
             commands: asked,
             discovered: discoveries,
         };
-        let tasks = vec![tokio::spawn(discovery.run()), tokio::spawn(runner.run(inbox))];
+        let reporter = Reporter {
+            api: api.clone(),
+            node: node.into(),
+            reports: reported,
+        };
+        let tasks = vec![
+            tokio::spawn(discovery.run()),
+            tokio::spawn(runner.run(inbox)),
+            tokio::spawn(reporter.run()),
+        ];
+        let daemonset = options.daemonset.clone();
+        let daemonset = daemonset.map(|name| OwnDaemonSet::watch(name, api.clone(), run_dir));
+        let condition = options.node_condition.then(|| NodeCondition {
+            api: api.clone(),
+            node: node.to_owned(),
+        });
         let source = Self {
             commands,
             tokens: AtomicU64::new(1),
             health,
             api,
+            daemonset,
+            condition,
             tasks,
         };
         Ok((source, told_events))
@@ -210,6 +244,20 @@ impl KubernetesSource {
     #[must_use]
     pub fn health(&self) -> &Health {
         &self.health
+    }
+
+    /// Whether the agent is told to end because its own DaemonSet is removed. Takes a few seconds at most.
+    pub async fn is_removed(&self) -> bool {
+        match &self.daemonset {
+            Some(daemonset) => daemonset.is_removed().await,
+            None => false,
+        }
+    }
+
+    /// The condition on the agent's Node, if one is wanted.
+    #[must_use]
+    pub const fn condition(&self) -> Option<&NodeCondition> {
+        self.condition.as_ref()
     }
 
     /// The API server's URL.

@@ -14,12 +14,13 @@ use tokio::{
 use super::{
     PodRead, ReadError,
     backoff::Backoff,
-    catalogue::{Catalogue, ObjectProblems, kind_name},
+    catalogue::{Catalogue, kind_name},
     client::{Api, Failure},
     discovery::Discovered,
     health::{Health, WatchHealth},
     kinds::{Resource, built_in},
     project::{POD, Page, page},
+    report::{Report, rank},
     version::number,
     watch::{Message, Told, Watch, escaped, garbled},
 };
@@ -37,7 +38,7 @@ const MANY: usize = 2_000;
 /// everything after all.
 const CAUGHT_UP: Duration = Duration::from_secs(2);
 /// For how long kinds that cannot be read hold up the first sync, once all that matters most is known.
-const GRACE: Duration = Duration::from_secs(10);
+const GRACE: Duration = OUTAGE;
 /// The same where permission is missing: waiting hardly mends that.
 const FORBIDDEN_GRACE: Duration = Duration::from_secs(2);
 /// An API server that does not answer is a problem after this time; before that it may be just restarting.
@@ -58,6 +59,17 @@ struct Watched {
     health: Arc<WatchHealth>,
     task: JoinHandle<()>,
     failing: Option<(Instant, Failure)>,
+}
+
+impl Watched {
+    /// It fails, and not only for a moment: an API server may be just restarting, a CRD be just made.
+    fn is_in_trouble(&self) -> bool {
+        match &self.failing {
+            None => false,
+            Some((_, Failure::Forbidden(_))) => true,
+            Some((since, _)) => since.elapsed() >= OUTAGE,
+        }
+    }
 }
 
 impl Drop for Watched {
@@ -135,7 +147,9 @@ pub(super) struct Outbox {
     pub(super) events: mpsc::UnboundedSender<SourceEvent>,
     pub(super) arrivals: Arrivals,
     /// Whose problems are to be reported, if anybody reports them.
-    pub(super) reports: Option<mpsc::UnboundedSender<ObjectProblems>>,
+    pub(super) reports: mpsc::UnboundedSender<Report>,
+    /// The agent's own node.
+    pub(super) node: Arc<str>,
 }
 
 impl Runner {
@@ -361,9 +375,9 @@ impl Runner {
     fn incomplete(&self) -> Option<String> {
         let unread: Vec<&str> = self
             .watched
-            .keys()
-            .copied()
-            .filter(|slot| !self.catalogue.is_synced(slot))
+            .iter()
+            .filter(|(slot, watched)| !self.catalogue.is_synced(slot) && watched.is_in_trouble())
+            .map(|(slot, _)| *slot)
             .collect();
         if !self.discovered {
             return Some("it is not known which of Calico's kinds the cluster serves; see the problems".to_owned());
@@ -545,10 +559,11 @@ impl Runner {
         for event in events {
             self.outbox.events.send(event)?;
         }
-        if let Some(reports) = &self.outbox.reports {
-            for report in self.catalogue.reports() {
+        if self.catalogue.is_started() {
+            for problems in self.catalogue.reports() {
+                let rank = rank(&problems.uid, &self.outbox.node, self.catalogue.names("nodes"));
                 // Whoever reports may have ended.
-                let _ = reports.send(report);
+                let _ = self.outbox.reports.send(Report { problems, rank });
             }
         }
         if std::mem::take(&mut self.stirred) {
@@ -614,8 +629,8 @@ impl Runner {
         for (slot, watched) in &self.watched {
             let mut problems = Vec::new();
             match &watched.failing {
+                _ if !watched.is_in_trouble() => {}
                 None => {}
-                Some((since, Failure::Unreachable(_) | Failure::Unauthorized(_))) if since.elapsed() < OUTAGE => {}
                 Some((_, failure @ (Failure::Unreachable(_) | Failure::Unauthorized(_)))) => {
                     unreachable = Some(failure);
                 }

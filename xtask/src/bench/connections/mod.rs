@@ -19,7 +19,7 @@ use crate::{
     node::Node,
     priority::Precedence,
     report::{self, Table},
-    world::World,
+    world::{self, World},
 };
 
 mod generator;
@@ -140,7 +140,7 @@ impl<'node> Bench<'node> {
     fn measure(&mut self, plan: &Plan, count: usize, results: &mut Results) -> Result<()> {
         let rules = rules::rules(count);
         let world = World::new(self.place.node)?;
-        world.remote_pods(rules::REMOTE_PODS)?;
+        world.remote_pods(&world::remote_pods(rules::REMOTE_PODS))?;
         world.policies(&rules::policies(&rules))?;
         for round in 0..plan.rounds {
             let mut sides = Side::ALL;

@@ -1,0 +1,253 @@
+//! Kubernetes Events on objects that are not enforced as they are written.
+//!
+//! Every agent of a cluster sees the same objects, and so the same mistakes. An Event's name follows from what it says,
+//! and it is only ever created: the second to say the same is told that it is there already. And only a few agents try,
+//! one after the other: which ones follows from the object and the nodes' names. So a mistake costs a handful of
+//! requests, whatever the size of the cluster, and is told even where most nodes have no agent.
+
+use std::{
+    collections::HashMap,
+    fmt::Write as _,
+    hash::{DefaultHasher, Hash as _, Hasher as _},
+    sync::Arc,
+    time::Duration,
+};
+
+use http::Method;
+use serde_json::{Value, json};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep_until},
+};
+
+use super::{
+    catalogue::ObjectProblems,
+    client::{Api, Failure, JSON},
+    watch::escaped,
+};
+use crate::api::Severity;
+
+/// How many agents try, and how long each leaves the one before it.
+const TRIES: usize = 12;
+const TURN: Duration = Duration::from_secs(5);
+/// API servers forget Events after an hour (`--event-ttl`): what is still so is said again then.
+const AGAIN: Duration = Duration::from_secs(61 * 60);
+/// Longest note of an Event (events.k8s.io/v1).
+const LONGEST_NOTE: usize = 1024;
+/// Longest part of an object's name in the name of an Event.
+const LONGEST_NAME: usize = 200;
+/// Events per object and version.
+const MOST: usize = 5;
+
+/// What a source tells the reporter: an object's problems, in place of those told before.
+#[derive(Debug)]
+pub(super) struct Report {
+    pub(super) problems: ObjectProblems,
+    /// How many agents come before this one.
+    pub(super) rank: usize,
+}
+
+/// How many of these nodes come before one, for an object. The order is another for each object.
+pub(super) fn rank<'a>(uid: &str, own: &str, nodes: impl Iterator<Item = &'a str>) -> usize {
+    let place = |node: &str| {
+        let mut hasher = DefaultHasher::new();
+        (uid, node).hash(&mut hasher);
+        (hasher.finish(), node.to_owned())
+    };
+    let own = place(own);
+    nodes.filter(|node| place(node) < own).count()
+}
+
+struct Due {
+    at: Instant,
+    events: Vec<(String, Value)>,
+    rank: usize,
+}
+
+pub(super) struct Reporter {
+    pub(super) api: Api,
+    pub(super) node: Arc<str>,
+    pub(super) reports: mpsc::UnboundedReceiver<Report>,
+}
+
+impl Reporter {
+    /// Until nobody reports.
+    pub(super) async fn run(mut self) {
+        let mut due: HashMap<(&'static str, Arc<str>, Arc<str>), Due> = HashMap::new();
+        let mut refused = false;
+        loop {
+            let next = due.values().map(|due| due.at).min();
+            tokio::select! {
+                report = self.reports.recv() => {
+                    let Some(Report { problems, rank }) = report else { return };
+                    let key = (problems.kind, problems.namespace.clone(), problems.name.clone());
+                    let events = events(&problems, &self.node);
+                    if events.is_empty() || rank >= TRIES {
+                        due.remove(&key);
+                    } else {
+                        let turn = TURN * u32::try_from(rank).unwrap_or(u32::MAX);
+                        due.insert(key, Due { at: Instant::now() + turn, events, rank });
+                    }
+                }
+                () = wait(next) => {
+                    let now = Instant::now();
+                    for due in due.values_mut().filter(|due| due.at <= now) {
+                        due.at = now + AGAIN + TURN * u32::try_from(due.rank).unwrap_or(u32::MAX);
+                        for (path, event) in &mut due.events {
+                            event["eventTime"] = json!(now_text());
+                            match self.api.write(Method::POST, path, JSON, event.to_string().into_bytes()).await {
+                                Ok(()) | Err(Failure::Conflict(_)) => {}
+                                Err(failure) if !refused => {
+                                    refused = true;
+                                    tracing::warn!("cannot create Events: {failure}; problems are told in the log, by `weir status` and by metrics");
+                                }
+                                Err(failure) => tracing::debug!("cannot create an Event: {failure}"),
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+async fn wait(at: Option<Instant>) {
+    match at {
+        Some(at) => sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
+fn now_text() -> String {
+    format!("{:.6}", jiff::Timestamp::now())
+}
+
+/// The Events that say an object's errors, with the paths to create them at.
+fn events(object: &ObjectProblems, node: &str) -> Vec<(String, Value)> {
+    let ObjectProblems {
+        api_version,
+        kind,
+        namespace,
+        name,
+        uid,
+        resource_version,
+        problems,
+    } = object;
+    let errors = problems.iter().filter(|problem| problem.severity == Severity::Error);
+    // Events on what belongs to no namespace are in this one.
+    let place = if namespace.is_empty() { "default" } else { &**namespace };
+    let event = |problem: &crate::api::Problem| {
+        let mut note = String::new();
+        if let Some(field) = &problem.field {
+            let _ = write!(note, "{field}: ");
+        }
+        let _ = write!(note, "{} ({})", problem.message, problem.remedy);
+        let note = shortened(&note, LONGEST_NOTE);
+        let mut hasher = DefaultHasher::new();
+        (uid, &note).hash(&mut hasher);
+        let event = json!({
+            "apiVersion": "events.k8s.io/v1",
+            "kind": "Event",
+            "metadata": {
+                "namespace": place,
+                "name": format!("{}.{:016x}", shortened(name, LONGEST_NAME).trim_end_matches(['.', '-', '…']), hasher.finish()),
+            },
+            "type": "Warning",
+            "reason": "NotEnforcedAsWritten",
+            "action": "Enforce",
+            "note": note,
+            "reportingController": "weir",
+            "reportingInstance": shortened(node, 128),
+            "regarding": {
+                "apiVersion": api_version,
+                "kind": kind,
+                "namespace": **namespace,
+                "name": **name,
+                "uid": uid,
+                "resourceVersion": resource_version.to_string(),
+            },
+        });
+        (
+            format!("/apis/events.k8s.io/v1/namespaces/{}/events", escaped(place)),
+            event,
+        )
+    };
+    errors.take(MOST).map(event).collect()
+}
+
+/// At most so many bytes, cut between characters.
+fn shortened(text: &str, longest: usize) -> String {
+    if text.len() <= longest {
+        return text.to_owned();
+    }
+    let mut end = longest - '…'.len_utf8();
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    format!("{}…", &text[..end])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::Problem;
+
+    fn object(problems: Vec<Problem>) -> ObjectProblems {
+        ObjectProblems {
+            api_version: "networking.k8s.io/v1".to_owned(),
+            kind: "NetworkPolicy",
+            namespace: "shop".into(),
+            name: "web".into(),
+            uid: "u-1".to_owned(),
+            resource_version: 7,
+            problems,
+        }
+    }
+
+    #[test]
+    fn every_agent_gives_the_same_mistake_the_same_name() {
+        let wrong = || {
+            object(vec![
+                Problem::error("is no port", "correct it").at_field("spec.ingress[0]"),
+            ])
+        };
+        let (one, other) = (events(&wrong(), "n1"), events(&wrong(), "n2"));
+        assert_eq!(one[0].1["metadata"], other[0].1["metadata"]);
+        assert_eq!(one[0].0, "/apis/events.k8s.io/v1/namespaces/shop/events");
+        assert_eq!(one[0].1["note"], "spec.ingress[0]: is no port (correct it)");
+        let another = events(&object(vec![Problem::error("is no CIDR", "correct it")]), "n1");
+        assert_ne!(one[0].1["metadata"], another[0].1["metadata"]);
+    }
+
+    #[test]
+    fn warnings_make_no_events_and_errors_not_too_many() {
+        assert!(events(&object(vec![Problem::warning("odd", "")]), "n").is_empty());
+        let many = (0..20).map(|n| Problem::error(format!("wrong {n}"), "")).collect();
+        assert_eq!(events(&object(many), "n").len(), MOST);
+    }
+
+    #[test]
+    fn texts_are_cut_between_characters() {
+        assert_eq!(shortened("abc", 3), "abc");
+        let long = "ä".repeat(600);
+        let short = shortened(&long, LONGEST_NOTE);
+        assert!(short.len() <= LONGEST_NOTE && short.ends_with('…'));
+    }
+
+    #[test]
+    fn agents_come_one_after_the_other_and_not_always_the_same_first() {
+        let nodes: Vec<String> = (0..50).map(|n| format!("node{n}")).collect();
+        let mut first = std::collections::HashSet::new();
+        for uid in 0..40 {
+            let uid = uid.to_string();
+            let ranks = nodes
+                .iter()
+                .map(|node| rank(&uid, node, nodes.iter().map(String::as_str)));
+            let mut ranks: Vec<usize> = ranks.collect();
+            first.insert(ranks.iter().position(|rank| *rank == 0));
+            ranks.sort_unstable();
+            assert_eq!(ranks, (0..50).collect::<Vec<_>>());
+        }
+        assert!(first.len() > 10, "{first:?}");
+    }
+}

@@ -87,7 +87,7 @@ const PROGRAMS: [Program; 13] = [
     Program {
         name: "/usr/lib/cni/ptp",
         package: "containernetworking-plugins",
-        verbs: &[Verb::Cluster],
+        verbs: &[Verb::Test, Verb::Cluster],
     },
 ];
 

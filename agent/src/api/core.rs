@@ -12,7 +12,7 @@ use super::{
     at::{At, Report, Reported, quoted},
     labels,
     network_policy::port_name_fault,
-    object::{Namespace, Node, Object, Pod, PodPhase, ServiceAccount, Workload},
+    object::{Namespace, Node, Object, Pod, PodPhase, PodUid, ServiceAccount, Workload},
     parse::{Context, Outcome},
 };
 use crate::{
@@ -151,6 +151,7 @@ fn pod_object(cx: &mut Context<'_>) -> Result<Object, Reported> {
         addresses,
         phase: phase(&status, cx.report)?,
         created: created(&metadata, cx.report),
+        uid: uid(&metadata),
         allowed_sources: allowed_sources(&metadata, cx.report),
         workload: workload(&metadata, cx),
     })))
@@ -282,6 +283,13 @@ fn created(metadata: &At<'_>, report: &mut Report) -> Option<i64> {
             None
         }
     }
+}
+
+/// A static pod's sandbox carries the hash of its manifest; the API server's copy of it has another uid and names the
+/// hash in an annotation.
+fn uid(metadata: &At<'_>) -> Option<PodUid> {
+    let text = |pointer| metadata.value().pointer(pointer).and_then(Value::as_str);
+    PodUid::parse(text("/annotations/kubernetes.io~1config.hash").or_else(|| text("/uid"))?)
 }
 
 fn allowed_sources(metadata: &At<'_>, report: &mut Report) -> Vec<IpNet> {

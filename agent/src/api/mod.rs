@@ -40,7 +40,7 @@ pub use self::{
     check::check,
     manifest::manifest,
     object::{
-        EndpointSlice, Namespace, NetworkSet, Node, Object, ObjectKey, ObjectKind, Pod, PodPhase, Service,
+        EndpointSlice, Namespace, NetworkSet, Node, Object, ObjectKey, ObjectKind, Pod, PodPhase, PodUid, Service,
         ServiceAccount, ServicePolicy, ServiceRule, TransportPort, Workload,
     },
     parse::{Outcome, Parsed, Parser, Unknown},

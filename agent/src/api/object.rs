@@ -1,6 +1,6 @@
 //! What the rest of the agent sees of an object.
 
-use std::{fmt, net::IpAddr, sync::Arc};
+use std::{fmt, net::IpAddr, num::NonZeroU128, sync::Arc};
 
 use ipnet::IpNet;
 
@@ -240,9 +240,29 @@ pub struct Pod {
     pub phase: PodPhase,
     /// metadata.creationTimestamp, seconds since 1970.
     pub created: Option<i64>,
+    /// The uid under which container runtimes know the pod.
+    pub uid: Option<PodUid>,
     /// Annotation `cni.projectcalico.org/allowedSourcePrefixes`: what the pod may send from besides its addresses.
     pub allowed_sources: Vec<IpNet>,
     pub workload: Option<Workload>,
+}
+
+/// A pod's uid: which pod of one name is meant. Of a pod whose uid is none of the usual form it is not known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct PodUid(NonZeroU128);
+
+impl PodUid {
+    /// Reads 32 hexadecimal digits, with or without dashes: a UUID, or the hash of a static pod's manifest.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let mut number: u128 = 0;
+        let mut digits = 0;
+        for character in text.chars().filter(|character| *character != '-') {
+            number = number.checked_shl(4)? | u128::from(character.to_digit(16)?);
+            digits += 1;
+        }
+        NonZeroU128::new(number).filter(|_| digits == 32).map(Self)
+    }
 }
 
 /// What made the pod: its controlling owner; for a Deployment's ReplicaSet, the Deployment.

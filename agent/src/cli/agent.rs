@@ -8,11 +8,12 @@ use clap::{
 };
 
 use super::{
-    args::{DEFAULT_BPFFS, RunDir},
+    args::{CniDirectories, DEFAULT_BPFFS, RunDir},
     error::CliError,
     logging::{self, LogFormat, LogLevel},
 };
 use crate::{
+    cni::{install, plugin},
     control::{
         self,
         options::{AgentOptions, AttachMode, FlowLogOptions, FlowLogTarget, Forward},
@@ -120,6 +121,15 @@ pub struct Agent {
     /// Report a flow that lasts, or is denied again and again, so often
     #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = flow_period)]
     pub flow_period: Duration,
+    #[command(flatten)]
+    pub cni: CniDirectories,
+    /// Pods of these namespaces start even where no agent enforces their policy yet, so that a node can always come up
+    /// [default: kube-system; empty: none]
+    #[arg(long, value_name = "NAMESPACE,...", value_delimiter = ',', requires = "cni_conf_dir", default_value = plugin::EXEMPT, hide_default_value = true)]
+    pub cni_exempt_namespaces: Vec<String>,
+    /// How long a pod waits for the agent before its start fails, and is tried again by the kubelet
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, requires = "cni_conf_dir", default_value = "10s")]
+    pub cni_wait: Duration,
     /// How to attach to interfaces
     #[arg(long, value_name = "MODE", default_value = "auto", value_parser = attach_modes())]
     pub attach: AttachMode,
@@ -191,6 +201,15 @@ impl Agent {
             }),
             flow_period: self.flow_period,
             health_addr: self.health_addr,
+            cni: self.cni.directories().map(|directories| install::Options {
+                directories,
+                wait: self.cni_wait.min(plugin::MAX_WAIT),
+                exempt_namespaces: self
+                    .cni_exempt_namespaces
+                    .into_iter()
+                    .filter(|namespace| !namespace.is_empty())
+                    .collect(),
+            }),
         })
     }
 }
@@ -275,6 +294,14 @@ mod tests {
             "2m",
             "--flow-log-max-files",
             "2",
+            "--cni-conf-dir",
+            "/c",
+            "--cni-bin-dir",
+            "/p",
+            "--cni-exempt-namespaces",
+            "a,b",
+            "--cni-wait",
+            "3s",
         ])
         .expect("parses");
         assert_eq!((agent.log_level, agent.log_format), (LogLevel::Debug, LogFormat::Json));
@@ -296,6 +323,14 @@ mod tests {
                 }),
                 flow_period: Duration::from_secs(120),
                 health_addr: Some(([127, 0, 0, 1], 1).into()),
+                cni: Some(install::Options {
+                    directories: install::Directories {
+                        conf: "/c".into(),
+                        bin: "/p".into(),
+                    },
+                    wait: Duration::from_secs(3),
+                    exempt_namespaces: vec!["a".to_owned(), "b".to_owned()],
+                }),
             }
         );
     }
@@ -349,6 +384,23 @@ mod tests {
         };
         assert_eq!(options.daemonset.expect("named").to_string(), "kube-system/weir");
         assert!(options.node_condition);
+    }
+
+    #[test]
+    fn the_plugin_is_installed_where_both_directories_are_named() {
+        let options = |args: &[&str]| parse(args).expect("parses").options().expect("resolves").cni;
+        assert_eq!(options(&["--node", "n"]), None);
+        let both = ["--node", "n", "--cni-conf-dir", "/c", "--cni-bin-dir", "/p"];
+        let cni = options(&both).expect("both are named");
+        assert_eq!(
+            (cni.wait, cni.exempt_namespaces),
+            (plugin::WAIT, vec![plugin::EXEMPT.to_owned()])
+        );
+        let none = options(&[&both[..], &["--cni-exempt-namespaces", ""]].concat()).expect("both are named");
+        assert_eq!(none.exempt_namespaces, Vec::<String>::new());
+        assert!(parse(&["--cni-conf-dir", "/c"]).is_err());
+        assert!(parse(&["--cni-bin-dir", "/p"]).is_err());
+        assert!(parse(&["--cni-wait", "3s"]).is_err());
     }
 
     #[test]

@@ -4,6 +4,8 @@ use std::{fmt, path::PathBuf, str::FromStr};
 
 use clap::{Args, ValueEnum};
 
+use crate::cni::install::Directories;
+
 /// Where agent and verbs meet.
 pub const DEFAULT_RUN_DIR: &str = "/run/weir";
 
@@ -23,6 +25,27 @@ pub struct RunDir {
     /// The agent's run directory
     #[arg(long, value_name = "DIR", default_value = DEFAULT_RUN_DIR, env = "WEIR_RUN_DIR")]
     pub run_dir: PathBuf,
+}
+
+/// Where the CNI plugin is installed. Both or none.
+#[derive(Clone, Debug, Default, Args)]
+pub struct CniDirectories {
+    /// The node's directory of network configurations (/etc/cni/net.d)
+    #[arg(long, value_name = "DIR", requires = "cni_bin_dir")]
+    pub cni_conf_dir: Option<PathBuf>,
+    /// The node's directory of CNI plugins (/opt/cni/bin)
+    #[arg(long, value_name = "DIR", requires = "cni_conf_dir")]
+    pub cni_bin_dir: Option<PathBuf>,
+}
+
+impl CniDirectories {
+    #[must_use]
+    pub fn directories(self) -> Option<Directories> {
+        Some(Directories {
+            conf: self.cni_conf_dir?,
+            bin: self.cni_bin_dir?,
+        })
+    }
 }
 
 #[derive(Clone, Debug, Args)]

@@ -11,13 +11,17 @@ use clap::Args;
 use serde::Serialize;
 
 use super::{
-    args::{DEFAULT_BPFFS, Output, RunDir},
+    args::{CniDirectories, DEFAULT_BPFFS, Output, RunDir},
     client::{Client, unexpected},
     error::CliError,
     output,
     protocol::{Response, SOCKET, Verb},
 };
-use crate::{datapath, source::kubernetes::SEEN};
+use crate::{
+    cni::{install, store},
+    datapath,
+    source::kubernetes::SEEN,
+};
 
 /// How long a running agent may take to end.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -30,6 +34,8 @@ pub struct Detach {
     pub bpffs: PathBuf,
     #[command(flatten)]
     pub run_dir: RunDir,
+    #[command(flatten)]
+    pub cni: CniDirectories,
     #[command(flatten)]
     pub output: Output,
 }
@@ -45,6 +51,10 @@ struct Report {
     removed: Vec<PathBuf>,
     /// What is not Weir's and was left alone.
     left: Vec<PathBuf>,
+    /// Network configurations that the CNI plugin was taken out of here.
+    configurations: usize,
+    /// The CNI plugin was removed here.
+    plugin: bool,
 }
 
 impl Detach {
@@ -56,11 +66,25 @@ impl Detach {
             agent_ended: end_agent(run_dir)?,
             ..Report::default()
         };
-        let detached = datapath::detach_all(&self.bpffs, run_dir).map_err(anyhow::Error::from)?;
+        let detach = || datapath::detach_all(&self.bpffs, run_dir).map_err(anyhow::Error::from);
+        let (detached, removed) = match self.cni.directories() {
+            Some(directories) => install::remove(&directories, detach),
+            None => (detach(), Ok(install::Removed::default())),
+        };
+        let detached = detached?;
+        let removed = removed?;
+        report.configurations = removed.configurations;
+        report.plugin = removed.plugin;
         report.interfaces = detached.interfaces;
         report.removed = detached.removed;
         report.left = detached.left;
         remove_run_dir(run_dir)?;
+        if let Some(problem) = removed.problems.first() {
+            return Err(CliError::Failed {
+                message: format!("the CNI plugin stays, as a network configuration may name it still: {problem}"),
+                remedy: Some("mend the file, then run `weir detach` again".to_owned()),
+            });
+        }
 
         output::print(self.output.output, &report, |out| {
             if report.agent_ended {
@@ -75,7 +99,17 @@ impl Detach {
             for file in &report.left {
                 writeln!(out, "left alone, as it is not Weir's: {}", file.display())?;
             }
-            if !report.agent_ended && report.interfaces.is_empty() && report.removed.is_empty() {
+            if report.configurations > 0 {
+                writeln!(
+                    out,
+                    "took the CNI plugin out of {} network configurations",
+                    report.configurations
+                )?;
+            }
+            if report.plugin {
+                writeln!(out, "removed the CNI plugin")?;
+            }
+            if !report.agent_ended && !report.plugin && report.interfaces.is_empty() && report.removed.is_empty() {
                 writeln!(out, "nothing was attached")?;
             }
             Ok(())
@@ -107,7 +141,8 @@ fn end_agent(run_dir: &Path) -> Result<bool, CliError> {
     Ok(true)
 }
 
-/// What agents keep in their run directory: the socket, the last valid versions of objects, the DaemonSet seen.
+/// What agents keep in their run directory besides attachments: the socket, the last valid versions of objects, the
+/// DaemonSet seen.
 fn is_ours(name: &str) -> bool {
     name == SOCKET || name == SEEN || name.starts_with("last-valid.")
 }
@@ -118,6 +153,7 @@ pub(crate) fn remove_run_dir(run_dir: &Path) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         entries => entries?,
     };
+    store::remove_all(run_dir)?;
     for entry in entries {
         let entry = entry?;
         if entry.file_name().to_str().is_some_and(is_ours) {
@@ -139,6 +175,8 @@ mod tests {
         let parent = tempfile::tempdir().expect("a temporary directory");
         let run_dir = parent.path().join("weir");
         fs::create_dir(&run_dir).expect("makes the directory");
+        fs::create_dir(run_dir.join(store::DIRECTORY)).expect("makes the directory");
+        fs::write(run_dir.join(store::DIRECTORY).join("c:eth0"), "").expect("writes");
         for name in [SOCKET, SEEN, "last-valid.log", "flows.json"] {
             fs::write(run_dir.join(name), "").expect("writes");
         }

@@ -36,6 +36,7 @@ use std::{ffi::OsString, io::Write, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 
+use crate::cni::plugin;
 use error::CliError;
 
 /// Enforces Kubernetes network policy on this node with eBPF, and says what it does.
@@ -62,12 +63,20 @@ pub enum Verb {
     Dump(dump::Dump),
     /// Stop enforcing: detach from every interface and remove everything pinned
     Detach(detach::Detach),
+    /// Speak the CNI protocol with a container runtime, as under the name weir-cni
+    Cni,
     /// Remove Weir from a cluster: delete its DaemonSet, and wait until the agents have cleaned their nodes
     Uninstall(uninstall::Uninstall),
 }
 
-/// Parses the command line and does what it says. The exit code: 0 done, 1 not done, 2 misused, 3 no agent.
+/// Parses the command line and does what it says. Under the name `weir-cni` the binary is
+/// the CNI plugin. The exit code: 0 done, 1 not done, 2 misused, 3 no agent.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let args: Vec<OsString> = args.into_iter().collect();
+    // Before anything else: this name's callers count every millisecond, and give no arguments.
+    if plugin::is_called(args.first().map(OsString::as_os_str)) {
+        return plugin::main();
+    }
     let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
         Err(error) => {
@@ -84,6 +93,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Verb::Check(verb) => verb.run(),
         Verb::Dump(verb) => verb.run(),
         Verb::Detach(verb) => verb.run(),
+        Verb::Cni => return plugin::main(),
         Verb::Uninstall(verb) => verb.run(),
     };
     match done {

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    cni::attachment::{CniAnswer, CniRequest},
     control::{
         explain::{ExplainRequest, Explanation},
         query::{DetachReport, Dump, DumpKind, QueryError, StatusReport, WaitReport},
@@ -19,7 +20,7 @@ use crate::{
 pub const VERSION: u32 = 1;
 
 /// Longest request, bytes.
-pub const MAX_REQUEST: u64 = 64 * 1024;
+pub const MAX_REQUEST: u64 = 256 * 1024;
 
 /// Longest wait that can be asked for, ms: a day.
 pub const MAX_WAIT: u64 = 24 * 3600 * 1000;
@@ -62,6 +63,10 @@ pub enum Verb {
         filter: Filter,
     },
     Detach,
+    /// From the CNI plugin.
+    Cni {
+        request: CniRequest,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -79,5 +84,6 @@ pub enum Response {
         recording: bool,
     },
     Detach(DetachReport),
+    Cni(CniAnswer),
     Error(QueryError),
 }

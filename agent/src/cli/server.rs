@@ -28,6 +28,7 @@ use tracing::{debug, warn};
 
 use super::protocol::{self, MAX_REQUEST, Request, Response, VERSION, Verb};
 use crate::{
+    cni::attachment::CniRequest,
     control::query::{Query, QueryError, QuerySender},
     flow::{
         filter::Filter,
@@ -36,8 +37,8 @@ use crate::{
     metrics::Instruments,
 };
 
-/// Connections at once.
-const MAX_CLIENTS: usize = 64;
+/// Connections at once: readers of flows, and the plugin for as many pods as a node may start together.
+const MAX_CLIENTS: usize = 256;
 
 /// For the request to arrive, and for the control loop to answer.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -220,6 +221,21 @@ async fn answer(verb: Verb, handle: &ControlHandle) -> Response {
             .await
             .and_then(|answer| answer)
             .map(Response::Detach),
+        Verb::Cni { request } => {
+            let wait = match &request {
+                CniRequest::Add { timeout_ms, .. } => Duration::from_millis((*timeout_ms).min(protocol::MAX_WAIT)),
+                _ => Duration::ZERO,
+            };
+            let deadline = Instant::now() + wait;
+            handle
+                .ask(wait + TIMEOUT, |reply| Query::Cni {
+                    request,
+                    deadline,
+                    reply,
+                })
+                .await
+                .map(Response::Cni)
+        }
         Verb::Flows { .. } => Err(QueryError::new("flows is a stream")),
     };
     answer.unwrap_or_else(Response::Error)

@@ -17,6 +17,7 @@ use super::{
     protocol::{MAX_WAIT, Response, Verb},
 };
 use crate::{
+    cni::install::PluginReport,
     control::query::{DirectionReport, DumpKind, EndpointReport, EndpointState, StatusReport, WaitReport},
     flow::text::bytes_text,
 };
@@ -159,6 +160,10 @@ fn text(report: &StatusReport, out: &mut dyn Write) -> io::Result<()> {
         writeln!(out, "staged, not enforced: {} {namespace}{}", policy.kind, policy.name)?;
     }
 
+    if let Some(cni) = &report.cni {
+        plugin(cni, out)?;
+    }
+
     writeln!(out)?;
     endpoints(&report.endpoints, out)?;
     for endpoint in &report.endpoints {
@@ -253,6 +258,23 @@ fn text(report: &StatusReport, out: &mut dyn Write) -> io::Result<()> {
         writeln!(out, "{RED}flow log: {error}{RED:#}")?;
     }
     Ok(())
+}
+
+fn plugin(report: &PluginReport, out: &mut dyn Write) -> io::Result<()> {
+    match (&report.installed, &report.reason) {
+        (Some(file), _) => writeln!(
+            out,
+            "CNI plugin: {}, chained in {}",
+            report.plugin.display(),
+            file.display()
+        )?,
+        (None, reason) => {
+            let style = if report.failed { RED } else { YELLOW };
+            let reason = reason.as_deref().unwrap_or("no reason given");
+            writeln!(out, "CNI plugin: {style}not chained{style:#}: {reason}")?;
+        }
+    }
+    output::problems(&report.problems, out)
 }
 
 fn endpoints(endpoints: &[EndpointReport], out: &mut dyn Write) -> io::Result<()> {

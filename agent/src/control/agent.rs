@@ -9,6 +9,7 @@ use std::{
 use tracing::{error, info, warn};
 
 use super::{
+    attach::Attachments,
     endpoints::{Interface, LocalEndpoints},
     explain::{self, ExplainRequest, Explanation},
     forwarding::Forwarding,
@@ -20,6 +21,10 @@ use super::{
 };
 use crate::{
     api::{Problem, Severity},
+    cni::{
+        attachment::Attachment,
+        install::{Installer, PluginReport},
+    },
     datapath::{self, Datapath},
     endpoint::{self, Discovery},
     flow::{directory::Directory, hub::Hub, task::FlowTask},
@@ -61,6 +66,10 @@ pub struct Agent {
     pub(super) waits: Waits,
     pub(super) hits: Hits,
     pub(super) removals: Removals,
+    pub(super) attachments: Attachments,
+    /// How the installation of the CNI plugin stands. None: not tried yet, or not wanted.
+    pub(super) plugin: Option<PluginReport>,
+    pub(super) installer: Option<Installer>,
     pub(super) instruments: Arc<Instruments>,
     /// Plans, and whole states, that were written to the kernel.
     pub(super) written: u64,
@@ -93,13 +102,15 @@ pub struct Parts {
     pub directory: Arc<Directory>,
     pub hub: Arc<Hub>,
     pub flows: FlowTask,
+    pub attachments: Attachments,
+    pub installer: Option<Installer>,
     pub instruments: Arc<Instruments>,
 }
 
 impl Agent {
     #[must_use]
     pub fn new(parts: Parts) -> Self {
-        Self {
+        let mut agent = Self {
             index: Index::new(&parts.options.node),
             compiler: Compiler::new(parts.capacity, parts.inherited.next_trace),
             endpoints: LocalEndpoints::new(parts.inherited.endpoints),
@@ -115,6 +126,9 @@ impl Agent {
             waits: Waits::default(),
             hits: Hits::default(),
             removals: Removals::default(),
+            attachments: parts.attachments,
+            plugin: None,
+            installer: parts.installer,
             instruments: parts.instruments,
             written: 0,
             synced: false,
@@ -126,7 +140,9 @@ impl Agent {
             forwarding: Forwarding::default(),
             trim: None,
             world: None,
-        }
+        };
+        agent.recall_attachments();
+        agent
     }
 
     // === What happens ===
@@ -145,6 +161,7 @@ impl Agent {
         }
         let mut output = IndexOutput::default();
         let mut refreshed = Vec::new();
+        let mut first = false;
         for event in events {
             match event {
                 SourceEvent::Problems { origin, problems } => self.set_problems(origin, problems),
@@ -156,6 +173,7 @@ impl Agent {
                     }
                     if matches!(event, SourceEvent::Reset(_)) && !self.synced {
                         self.synced = true;
+                        first = true;
                         self.first_sync_by = Some(Instant::now() + FIRST_DISCOVERY);
                     }
                     output.extend(self.index.apply(event));
@@ -163,6 +181,9 @@ impl Agent {
             }
         }
         self.changed(output);
+        if first {
+            self.confirm_attachments();
+        }
         if self.written != written {
             self.instruments.programmed(trigger, arrived.elapsed());
         }
@@ -183,10 +204,24 @@ impl Agent {
                 unlocated,
             } => {
                 let interface = Interface { ifindex, name, layer3 };
-                self.found(&pod, interface, &unlocated);
+                // Found before the runtime said which one it is, and told after.
+                let other = |attachment: &Attachment| attachment.host.ifindex != ifindex;
+                if !self.attachments.of(&pod).is_some_and(other) {
+                    self.found(&pod, interface, &unlocated);
+                }
             }
-            endpoint::Event::Lost { pod, ifindex } => self.lost(&pod, format!("its interface {ifindex} is gone")),
-            endpoint::Event::Missing { pod, reason } => self.lost(&pod, reason),
+            endpoint::Event::Lost { pod, ifindex } => {
+                self.lost_attachment(&pod, ifindex);
+                // News of the interface before, while the runtime has given it another one.
+                if self.attachments.of(&pod).is_none() {
+                    self.lost(&pod, format!("its interface {ifindex} is gone"));
+                }
+            }
+            endpoint::Event::Missing { pod, reason } => {
+                if self.attachments.of(&pod).is_none() {
+                    self.lost(&pod, reason);
+                }
+            }
             endpoint::Event::NodeAddresses(addresses) => {
                 let output = self.index.set_node_addresses(addresses);
                 self.changed(output);
@@ -242,6 +277,7 @@ impl Agent {
             self.trim,
             first_sync,
             self.waits.next(),
+            self.attachments.next(),
         ]
         .into_iter()
         .flatten()
@@ -269,6 +305,9 @@ impl Agent {
         }
         if let Some(reason) = &self.incomplete {
             return Some(reason.clone());
+        }
+        if let Some(reason) = self.without_plugin() {
+            return Some(reason);
         }
         self.shortages.first().map(|shortage| {
             format!(
@@ -313,6 +352,25 @@ impl Agent {
         explain::explain(index, world, request)
     }
 
+    /// How the installation of the CNI plugin stands.
+    pub fn plugin_report(&mut self, report: PluginReport) {
+        self.plugin = Some(report);
+        self.progress();
+    }
+
+    /// Why pods may start without their policy, if the CNI plugin is to keep them from it.
+    fn without_plugin(&self) -> Option<String> {
+        self.options.cni.as_ref()?;
+        match &self.plugin {
+            None => Some("the CNI plugin is being installed".to_owned()),
+            Some(report) if report.failed => Some(format!(
+                "the CNI plugin is not installed: {}",
+                report.reason.as_deref().unwrap_or("no reason given")
+            )),
+            Some(_) => None,
+        }
+    }
+
     // === Objects ===
 
     fn set_problems(&mut self, origin: Arc<str>, problems: Vec<Problem>) {
@@ -333,7 +391,7 @@ impl Agent {
         }
     }
 
-    fn changed(&mut self, output: IndexOutput) {
+    pub(super) fn changed(&mut self, output: IndexOutput) {
         if output.is_empty() {
             return;
         }
@@ -347,7 +405,10 @@ impl Agent {
                     self.discovery.watch(key.clone(), pod.addresses.clone());
                     // Where the pod is was certain to the earlier agent: its enforcement must not end because a
                     // bridge has forgotten a quiet pod meanwhile.
-                    if let Some(ifindex) = self.endpoints.inherited_interface(&pod.addresses) {
+                    if let Some(attachment) = self.attachments.of(&key) {
+                        let host = &attachment.host;
+                        self.discovery.pin(key.clone(), host.ifindex, host.name.clone());
+                    } else if let Some(ifindex) = self.endpoints.inherited_interface(&pod.addresses) {
                         self.discovery.assume(key.clone(), ifindex);
                     }
                     let endpoint = self.endpoints.put(key.clone(), pod);
@@ -361,6 +422,7 @@ impl Agent {
                         changes.push(Change::Endpoint(id, None));
                         self.release(id);
                     }
+                    self.forget_attachment(&key);
                 }
             }
         }
@@ -376,13 +438,14 @@ impl Agent {
     // === Progress ===
 
     /// Ends the first sync when it is over, and answers who waits for what is now true.
-    fn progress(&mut self) {
+    pub(super) fn progress(&mut self) {
         if self.synced && !self.settled && self.broken.is_none() {
             let late = self.first_sync_by.is_some_and(|by| by <= Instant::now());
-            if late || self.endpoints.unanswered() == 0 {
+            if late || (self.endpoints.unanswered() == 0 && self.attachments.confirmed()) {
                 match self.datapath.finish_first_sync() {
                     Ok(()) => {
                         self.endpoints.forget_inherited();
+                        self.forget_stale_attachments();
                         self.settled = true;
                         info!(
                             endpoints = self.endpoints.iter().filter(|(_, endpoint)| endpoint.attached).count(),
@@ -393,6 +456,13 @@ impl Agent {
                 }
             }
         }
-        self.answer_waits(Instant::now());
+        let now = Instant::now();
+        self.retry_adds(now);
+        self.answer_waits(now);
+    }
+
+    /// The source has been read once, whole.
+    pub(super) fn is_synced(&self) -> bool {
+        self.synced
     }
 }

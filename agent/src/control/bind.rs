@@ -80,6 +80,8 @@ impl Agent {
                     },
                 ),
                 None => match self.datapath.allocate_id() {
+                    // Nothing can be older than an attachment that the runtime waits for.
+                    Ok(id) if self.attachments.of(pod).is_some() => (id, Duration::ZERO),
                     Ok(id) => (id, if self.settled { ADOPT_NEW } else { ADOPT_EXISTING }),
                     Err(error) => return self.trouble(pod, &error),
                 },

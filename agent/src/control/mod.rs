@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `agent` | what the loop holds, and what it does with each thing that happens |
 //! | `enforce` | plans into the kernel; new generations |
+//! | `attach` | pods that the CNI plugin attaches before they start |
 //! | `endpoints`, `bind` | local pods on their way to an enforced interface |
 //! | `removals` | what plans want removed, kept for the grace period |
 //! | `hits` | how often each rule was hit |
@@ -16,6 +17,7 @@
 //! | `query` | the questions that the loop answers, and the shapes of the answers |
 
 mod agent;
+mod attach;
 mod bind;
 mod condition;
 mod dump;
@@ -38,12 +40,13 @@ use std::{future::Future, pin::Pin, sync::Arc, time::Instant};
 use anyhow::Context as _;
 use tokio::{
     signal::unix::{SignalKind, signal},
-    sync::mpsc,
+    sync::{mpsc, watch},
 };
 use tracing::{info, warn};
 
 use self::{
     agent::{Agent, Parts},
+    attach::Attachments,
     options::{AgentOptions, AttachMode},
     query::{DetachReport, Query, QueryError},
 };
@@ -51,6 +54,11 @@ use crate::{
     cli::{
         health,
         server::{self, ControlHandle},
+    },
+    cni::{
+        attachment::PodName,
+        install::{Installer, PluginReport},
+        store::Store,
     },
     datapath::{self, Datapath},
     endpoint::{self, Discovery},
@@ -61,7 +69,7 @@ use crate::{
         task::{FlowTask, Shared},
     },
     metrics::Instruments,
-    source::Source,
+    source::{Source, kubernetes::ReadError},
 };
 
 /// Events of the source that are taken in at once.
@@ -120,8 +128,22 @@ pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
     };
     let flows = FlowTask::start(datapath.events()?, datapath.sweeper()?, shared).context("cannot wait for events")?;
     let (discovery, mut discovered) = Discovery::spawn().context("cannot watch interfaces and routes")?;
+    let attachments = match Store::open(&options.run_dir) {
+        Ok(store) => Attachments::new(Some(store)),
+        Err(error) => {
+            warn!(%error, "cannot keep attachments in the run directory: the CNI plugin will be told to try again");
+            Attachments::new(None)
+        }
+    };
+    let installer = match &options.cni {
+        Some(cni) => Some(Installer::start(cni, &options.run_dir).context("cannot install the CNI plugin")?),
+        None => None,
+    };
+    let mut plugin_reports = installer.as_ref().map(Installer::reports);
     let (source, mut source_events) =
         Source::start(&options.source, &options.run_dir, &options.node, &instruments).await?;
+    let reader = source.pod_reader();
+    let (read, mut pods_read) = mpsc::unbounded_channel::<(PodName, Result<bool, ReadError>)>();
     info!(node = options.node, source = %options.source, "started");
 
     let condition = source.condition().cloned().map(|condition| {
@@ -139,6 +161,8 @@ pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
         directory,
         hub: Arc::clone(&hub),
         flows,
+        attachments,
+        installer,
         instruments,
     });
     agent.want_events(*wanted.borrow_and_update());
@@ -176,7 +200,23 @@ pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
                     agent.want_events(*wanted.borrow_and_update());
                 }
             }
+            Some((pod, answer)) = pods_read.recv() => agent.pod_read(&pod, answer),
+            report = next_report(&mut plugin_reports) => agent.plugin_report(report),
             () = sleep_until(tick) => agent.tick(Instant::now()),
+        }
+        for pod in agent.take_wanted() {
+            let Some(reader) = reader.clone() else {
+                // What comes of reading everything again wakes those who wait.
+                source.refresh();
+                agent.pod_read(&pod, Ok::<_, String>(false));
+                continue;
+            };
+            let read = read.clone();
+            tokio::spawn(async move {
+                let answer = reader.read(&pod.namespace, &pod.name).await;
+                // Nobody waits any more only while everything ends.
+                let _ = read.send((pod, answer.map(|found| found.is_some())));
+            });
         }
     };
     drop(removal);
@@ -206,24 +246,23 @@ fn answer(agent: &mut Agent, source: &Source, query: Query) -> Option<query::Rep
         }
         Query::Explain { request, reply } => drop(reply.send(agent.explain(&request))),
         Query::Dump { what, reply } => drop(reply.send(agent.dump(what))),
+        Query::Cni {
+            request,
+            deadline,
+            reply,
+        } => agent.cni(request, deadline, reply),
         Query::Detach(reply) => return Some(reply),
     }
     None
 }
 
 /// Removes every trace, tells who asked, and ends the agent.
-async fn detach(mut agent: Agent, reply: query::Reply<Result<DetachReport, QueryError>>) -> anyhow::Result<()> {
+async fn detach(agent: Agent, reply: query::Reply<Result<DetachReport, QueryError>>) -> anyhow::Result<()> {
     info!("detaching from every interface, as asked");
-    let (bpffs, run_dir) = (agent.options.bpffs.clone(), agent.options.run_dir.clone());
-    agent.want_events(false);
-    let Agent { flows, datapath, .. } = agent;
-    flows.stop().await;
-    // Gives back the locks.
-    drop(datapath);
-    let result = tokio::task::block_in_place(|| datapath::detach_all(&bpffs, &run_dir));
+    let result = uninstall::take_away(agent).await;
     let answer = match &result {
-        Ok(report) => Ok(DetachReport::from(report.clone())),
-        Err(error) => Err(QueryError::new(error.to_string())),
+        Ok(report) => Ok(report.clone()),
+        Err(error) => Err(QueryError::new(format!("{error:#}"))),
     };
     let _ = reply.send(answer);
     // The answer has to leave by the socket's task before the runtime ends.
@@ -251,6 +290,18 @@ async fn first_addresses(discovered: &mut mpsc::Receiver<endpoint::Event>) -> Op
             warn!("the node's addresses are not known yet: going on without");
             None
         })
+}
+
+async fn next_report(reports: &mut Option<watch::Receiver<Option<PluginReport>>>) -> PluginReport {
+    while let Some(receiver) = reports {
+        if receiver.changed().await.is_err() {
+            break;
+        }
+        if let Some(report) = receiver.borrow_and_update().clone() {
+            return report;
+        }
+    }
+    std::future::pending().await
 }
 
 async fn ended(removal: &mut Option<Pin<Box<dyn Future<Output = bool> + Send + '_>>>) -> bool {

@@ -2,6 +2,7 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
+use crate::cni;
 pub use crate::datapath::{AttachMode, Forward};
 use crate::source::SourceOptions;
 
@@ -22,7 +23,7 @@ pub struct FlowLogOptions {
     pub max_files: u32,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct AgentOptions {
     /// The name of this node's Node object.
     pub node: String,
@@ -39,4 +40,6 @@ pub struct AgentOptions {
     /// How often a flow that lasts is told of.
     pub flow_period: Duration,
     pub health_addr: Option<SocketAddr>,
+    /// Install the CNI plugin.
+    pub cni: Option<cni::install::Options>,
 }

@@ -8,7 +8,15 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
 use super::explain::{ExplainRequest, Explanation};
-use crate::{api::Problem, metrics::Observation, source::kubernetes::KindHealth};
+use crate::{
+    api::Problem,
+    cni::{
+        attachment::{CniAnswer, CniRequest},
+        install::PluginReport,
+    },
+    metrics::Observation,
+    source::kubernetes::KindHealth,
+};
 
 /// Where the answer to a query goes. A closed channel means that nobody waits any more.
 pub type Reply<T> = oneshot::Sender<T>;
@@ -34,6 +42,12 @@ pub enum Query {
     Dump {
         what: DumpKind,
         reply: Reply<Result<Dump, QueryError>>,
+    },
+    /// From the CNI plugin. Answered by the deadline.
+    Cni {
+        request: CniRequest,
+        deadline: Instant,
+        reply: Reply<CniAnswer>,
     },
     /// Detach from every interface, remove every pin, answer, and end the agent.
     Detach(Reply<Result<DetachReport, QueryError>>),
@@ -243,6 +257,9 @@ pub struct StatusReport {
     pub maps: Vec<MapReport>,
     pub problems: Vec<Problem>,
     pub shortages: Vec<ShortageReport>,
+    /// The CNI plugin, where the agent installs it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cni: Option<PluginReport>,
     pub evictions: EvictionReport,
     pub counters: Vec<CounterReport>,
     pub flows: FlowReport,
@@ -295,6 +312,12 @@ pub struct DetachReport {
     pub removed: Vec<PathBuf>,
     /// What is not Weir's and was left alone.
     pub left: Vec<PathBuf>,
+    /// Network configurations that the CNI plugin was taken out of.
+    #[serde(default)]
+    pub configurations: usize,
+    /// The CNI plugin was removed.
+    #[serde(default)]
+    pub plugin: bool,
 }
 
 impl From<crate::datapath::Report> for DetachReport {
@@ -308,6 +331,7 @@ impl From<crate::datapath::Report> for DetachReport {
             interfaces,
             removed,
             left,
+            ..Self::default()
         }
     }
 }

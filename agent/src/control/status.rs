@@ -12,6 +12,7 @@ use super::{
 };
 use crate::{
     api::Problem,
+    cni::install::PluginReport,
     datapath::{self, Mode},
     policy::{
         change::PeerKey,
@@ -83,6 +84,10 @@ impl Agent {
             },
             maps: maps.iter().map(map_report).collect(),
             problems,
+            cni: self.options.cni.as_ref().map(|options| {
+                let starting = || PluginReport::starting(options);
+                self.plugin.clone().unwrap_or_else(starting)
+            }),
             shortages: self.shortages.iter().map(ShortageReport::from).collect(),
             evictions: EvictionReport {
                 unconfirmed: sweep.evicted_unconfirmed,

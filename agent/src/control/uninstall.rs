@@ -1,32 +1,60 @@
 //! The agent's DaemonSet is removed: everything is taken away, in the order in which others depend on it.
 //!
-//! First what makes the container runtime call the plugin, so that no pod fails for want of it; then the plugin; then
-//! what is on the interfaces, and the pins; last the agent's own files.
+//! First what makes the container runtime call the plugin, so that no pod fails for want of it; then what is on the
+//! interfaces, and the pins; then the plugin, which runtimes may still be about to call; last the agent's own files.
 
 use std::io;
 
+use anyhow::Context as _;
 use tracing::{error, info, warn};
 
-use super::agent::Agent;
-use crate::{cli::detach::remove_run_dir, datapath, source::Source};
+use super::{agent::Agent, query::DetachReport};
+use crate::{cli::detach::remove_run_dir, cni::install, datapath, source::Source};
 
-pub(super) async fn run(mut agent: Agent, source: &Source) -> anyhow::Result<()> {
-    info!("the agent's DaemonSet is removed: taking everything away");
+/// Takes the CNI plugin, programs and pins away. What fails does not keep the rest.
+pub(super) async fn take_away(mut agent: Agent) -> anyhow::Result<DetachReport> {
     let (bpffs, run_dir) = (agent.options.bpffs.clone(), agent.options.run_dir.clone());
-    // The CNI plugin's conflist and binary go here, before anything else: `crate::cni`.
+    let directories = agent.options.cni.take().map(|cni| cni.directories);
     agent.want_events(false);
-    let Agent { flows, datapath, .. } = agent;
+    let Agent {
+        flows,
+        datapath,
+        installer,
+        ..
+    } = agent;
+    // It would put the plugin back.
+    drop(installer);
     flows.stop().await;
     // Gives back the locks.
     drop(datapath);
-    let detached = tokio::task::block_in_place(|| datapath::detach_all(&bpffs, &run_dir));
+    let detach = || datapath::detach_all(&bpffs, &run_dir);
+    let (detached, removed) = tokio::task::block_in_place(|| match &directories {
+        Some(directories) => install::remove(directories, detach),
+        None => (detach(), Ok(install::Removed::default())),
+    });
+    let mut report = DetachReport::from(detached?);
+    let removed = removed.context("cannot remove the CNI plugin")?;
+    report.configurations = removed.configurations;
+    report.plugin = removed.plugin;
+    if let Some(problem) = removed.problems.first() {
+        anyhow::bail!("the CNI plugin stays, as a network configuration may name it still: {problem}");
+    }
+    Ok(report)
+}
+
+pub(super) async fn run(agent: Agent, source: &Source) -> anyhow::Result<()> {
+    info!("the agent's DaemonSet is removed: taking everything away");
+    let run_dir = agent.options.run_dir.clone();
+    let detached = take_away(agent).await;
     match &detached {
         Ok(report) => info!(
             interfaces = report.interfaces.len(),
+            configurations = report.configurations,
+            plugin = report.plugin,
             left = report.left.len(),
-            "detached from every interface"
+            "took everything away"
         ),
-        Err(error) => error!(%error, "cannot take everything away: run `weir detach` on the node"),
+        Err(error) => error!("cannot take everything away: {error:#}; run `weir detach` on the node"),
     }
     if let Some(condition) = source.condition()
         && let Err(error) = condition.remove().await

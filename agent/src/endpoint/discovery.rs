@@ -16,7 +16,7 @@ use tracing::{debug, warn};
 use super::{
     locate::{Place, locate},
     netlink::{Asker, Heard, Monitor},
-    tables::Tables,
+    tables::{Link, Tables},
 };
 use crate::policy::change::PeerKey;
 
@@ -51,6 +51,7 @@ pub enum Event {
 enum Command {
     Watch(PeerKey, Vec<IpAddr>),
     Assume(PeerKey, u32),
+    Pin(PeerKey, u32, String),
     Forget(PeerKey),
 }
 
@@ -95,6 +96,12 @@ impl Discovery {
         let _ = self.commands.send(Command::Assume(pod, ifindex));
     }
 
+    /// A watched pod has this interface, as the container runtime says: it is not looked for, whatever routes say, until
+    /// the interface is gone. It need not be known yet: the runtime can be faster than the kernel's news.
+    pub fn pin(&self, pod: PeerKey, ifindex: u32, name: String) {
+        let _ = self.commands.send(Command::Pin(pod, ifindex, name));
+    }
+
     /// The pod is gone. No event follows.
     pub fn forget(&self, pod: PeerKey) {
         let _ = self.commands.send(Command::Forget(pod));
@@ -104,6 +111,8 @@ impl Discovery {
 struct Pod {
     addresses: Vec<IpAddr>,
     found: Option<u32>,
+    /// The interface that the runtime says it has, by index and name.
+    pinned: Option<(u32, String)>,
     /// Some address of it is not located.
     incomplete: bool,
     /// The last reason that was reported for not finding it.
@@ -156,7 +165,7 @@ impl Task {
                     while let Ok(command) = inbox.try_recv() {
                         pending.push(command);
                     }
-                    self.obey(pending);
+                    news.overrun |= self.obey(pending);
                     // What the pods are looked for in must have been read once.
                     news.since.get_or_insert_with(Instant::now);
                     news.any = true;
@@ -178,7 +187,9 @@ impl Task {
         }
     }
 
-    fn obey(&mut self, commands: Vec<Command>) {
+    /// True: everything has to be read again.
+    fn obey(&mut self, commands: Vec<Command>) -> bool {
+        let mut unknown = false;
         for command in commands {
             match command {
                 Command::Forget(pod) => {
@@ -186,10 +197,11 @@ impl Task {
                 }
                 Command::Watch(key, addresses) => {
                     let old = self.pods.remove(&key);
-                    let (found, told) = old.map_or((None, None), |pod| (pod.found, pod.told));
+                    let (found, pinned, told) = old.map_or((None, None, None), |pod| (pod.found, pod.pinned, pod.told));
                     let pod = Pod {
                         addresses,
                         found,
+                        pinned,
                         incomplete: true,
                         missed: None,
                         told,
@@ -203,8 +215,15 @@ impl Task {
                         pod.found.get_or_insert(ifindex);
                     }
                 }
+                Command::Pin(key, ifindex, name) => {
+                    unknown |= !self.tables.links.contains_key(&ifindex);
+                    if let Some(pod) = self.pods.get_mut(&key) {
+                        pod.pinned = Some((ifindex, name));
+                    }
+                }
             }
         }
+        unknown
     }
 
     fn hear(&mut self, heard: Heard, news: &mut News) {
@@ -257,6 +276,10 @@ impl Task {
             .pods
             .iter()
             .filter(|(_, pod)| {
+                if let Some((ifindex, _)) = &pod.pinned {
+                    let told = pod.told.as_ref().is_some_and(|(told, _)| told == ifindex);
+                    return !told || news.gone.contains(ifindex) || renewed;
+                }
                 let due = pod.waits() && (news.any || renewed || pod.retry <= now);
                 let moved = pod.addresses.iter().any(|address| news.host_routes.contains(address));
                 let lost = pod
@@ -267,7 +290,7 @@ impl Task {
             .map(|(key, _)| key.clone())
             .collect();
         for key in keys {
-            self.look_for(key, &news, now).await?;
+            self.look_for(key, &news, renewed, now).await?;
         }
         Ok(())
     }
@@ -281,10 +304,14 @@ impl Task {
         self.tell(Event::NodeAddresses(own)).await
     }
 
-    async fn look_for(&mut self, key: PeerKey, news: &News, now: Instant) -> Result<(), Closed> {
+    async fn look_for(&mut self, key: PeerKey, news: &News, renewed: bool, now: Instant) -> Result<(), Closed> {
         let Some(mut pod) = self.pods.remove(&key) else {
             return Ok(());
         };
+        if self.look_at_pin(&key, &mut pod, news, renewed).await? {
+            self.pods.insert(key, pod);
+            return Ok(());
+        }
         if let Some(ifindex) = pod.found
             && (news.gone.contains(&ifindex) || !self.tables.links.contains_key(&ifindex))
         {
@@ -301,6 +328,53 @@ impl Task {
         let result = self.conclude(&key, &mut pod, search, now).await;
         self.pods.insert(key, pod);
         result
+    }
+
+    /// Tells of the interface that a pod is pinned to. False: there is none, or it is gone, and the pod is looked for.
+    async fn look_at_pin(&self, key: &PeerKey, pod: &mut Pod, news: &News, renewed: bool) -> Result<bool, Closed> {
+        let Some((ifindex, name)) = pod.pinned.clone() else {
+            return Ok(false);
+        };
+        let told = pod.told.as_ref().map(|(told, _)| *told);
+        // The name tells a later interface of that index; one that was found may be renamed.
+        let same = |link: &&Link| told == Some(ifindex) || link.name == name;
+        let link = self.tables.links.get(&ifindex).filter(same).cloned();
+        // What is not known yet can be new; after reading everything it is not there.
+        let gone = news.gone.contains(&ifindex) || (renewed && link.is_none());
+        if let Some(old) = told.filter(|told| gone || *told != ifindex) {
+            pod.told = None;
+            self.tell(Event::Lost {
+                pod: key.clone(),
+                ifindex: old,
+            })
+            .await?;
+        }
+        if gone {
+            pod.pinned = None;
+            pod.found = None;
+            if told != Some(ifindex) {
+                self.tell(Event::Lost {
+                    pod: key.clone(),
+                    ifindex,
+                })
+                .await?;
+            }
+            return Ok(false);
+        }
+        pod.found = Some(ifindex);
+        if let Some(link) = link.filter(|_| told != Some(ifindex)) {
+            pod.told = Some((ifindex, String::new()));
+            pod.missed = None;
+            self.tell(Event::Found {
+                pod: key.clone(),
+                ifindex,
+                name: link.name,
+                layer3: link.layer3,
+                unlocated: Vec::new(),
+            })
+            .await?;
+        }
+        Ok(true)
     }
 
     async fn search(&self, pod: &Pod, now: Instant) -> Search {
@@ -428,7 +502,7 @@ impl Task {
 impl Pod {
     /// It is worth looking again.
     fn waits(&self) -> bool {
-        self.found.is_none() || self.incomplete
+        self.pinned.is_none() && (self.found.is_none() || self.incomplete)
     }
 }
 

@@ -43,6 +43,7 @@ pub fn pod(namespace: &str, name: &str, labels: &[(&str, &str)]) -> Arc<PodInfo>
         addresses: Vec::new(),
         phase: PodPhase::Running,
         created: None,
+        uid: None,
         allowed_sources: Vec::new(),
         workload: None,
     })

@@ -8,13 +8,24 @@ use crate::policy::change::PeerKey;
 
 /// Set in every node's seniority number, in no pod's: no pod's status takes a node's address away from it.
 const NODE: u64 = 1 << 63;
+/// Set in that of a pod of this node whose address the container runtime has told us: it has just been given to it,
+/// whatever statuses say.
+const ATTACHED: u64 = 1 << 62;
 /// Bits of a pod's seniority number that hold its order of arrival; those above hold the second of its creation.
 const ARRIVAL_BITS: u32 = 29;
 
 /// A pod's: by creation, then by arrival. Unique until half a billion pods of one second have arrived.
 pub(super) fn pod_seniority(created: Option<i64>, arrival: u64) -> u64 {
-    let seconds = created.map_or(0, |seconds| seconds.clamp(0, (1 << 34) - 1).unsigned_abs());
+    let seconds = created.map_or(0, |seconds| seconds.clamp(0, (1 << 33) - 1).unsigned_abs());
     (seconds << ARRIVAL_BITS) | (arrival & ((1 << ARRIVAL_BITS) - 1))
+}
+
+pub(super) const fn attached_seniority(arrival: u64) -> u64 {
+    ATTACHED | arrival
+}
+
+pub(super) const fn is_attached(seniority: u64) -> bool {
+    seniority & (ATTACHED | NODE) == ATTACHED
 }
 
 pub(super) const fn node_seniority(arrival: u64) -> u64 {

@@ -3,12 +3,14 @@
 //! | file | what |
 //! |---|---|
 //! | `pods` | pods: peers, local pods |
+//! | `attached` | local pods that the container runtime has told of |
 //! | `nodes` | nodes: peers too |
 //! | `claims` | whose an address is, of those that claim it |
 //! | `sets` | tiers and network sets |
 //! | `services` | Services, their endpoints, and the policies with rules about them |
 //! | `output` | what follows from one event |
 
+mod attached;
 mod claims;
 mod nodes;
 mod output;
@@ -26,6 +28,7 @@ use std::{
 
 pub use self::output::{IndexOutput, LocalPod, LocalPodChange, NameChange};
 use self::{
+    attached::Attached,
     claims::Claims,
     nodes::node_key,
     pods::{KnownPod, pod_key},
@@ -71,6 +74,8 @@ pub struct Index {
     sets: HashMap<PeerKey, Arc<NetworkSet>>,
     services: Services,
     claims: Claims,
+    /// Local pods that the container runtime has told us of. Some may not be known yet.
+    attached: HashMap<Scoped, Attached>,
     arrivals: u64,
 }
 
@@ -91,6 +96,7 @@ impl Index {
             sets: HashMap::new(),
             services: Services::default(),
             claims: Claims::default(),
+            attached: HashMap::new(),
             arrivals: 0,
         }
     }

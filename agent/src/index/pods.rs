@@ -2,7 +2,10 @@
 
 use std::{net::IpAddr, sync::Arc};
 
-use super::{Index, IndexOutput, LocalPod, LocalPodChange, Scoped, claims::pod_seniority};
+use super::{
+    Index, IndexOutput, LocalPod, LocalPodChange, Scoped,
+    claims::{is_attached, pod_seniority},
+};
 use crate::{
     api::Pod,
     policy::{
@@ -12,6 +15,9 @@ use crate::{
 };
 
 pub(super) struct KnownPod {
+    /// As the source tells it.
+    told: Arc<Pod>,
+    /// As it counts: with the addresses that it was attached with, if it was.
     pub(super) pod: Arc<Pod>,
     claimed: u64,
 }
@@ -25,27 +31,41 @@ pub(super) fn pod_key((namespace, name): &Scoped) -> PeerKey {
 }
 
 impl Index {
-    pub(super) fn put_pod(&mut self, pod: Arc<Pod>, out: &mut IndexOutput) {
-        let key = (pod.namespace.clone(), pod.name.clone());
+    pub(super) fn put_pod(&mut self, told: Arc<Pod>, out: &mut IndexOutput) {
+        let key = (told.namespace.clone(), told.name.clone());
         let old = self.pods.get(&key);
-        if old.is_some_and(|known| known.pod == pod) {
+        if old.is_some_and(|known| known.told == told) {
             return;
         }
+        let attached = self.attached.get(&key);
+        if let (Some(attached), Some(old)) = (attached, old)
+            && attached.outdates(&old.told, &told)
+        {
+            return;
+        }
+        self.know_pod(key, told, out);
+    }
+
+    /// Takes in what the source tells of a pod, together with how it is attached.
+    pub(super) fn know_pod(&mut self, key: Scoped, told: Arc<Pod>, out: &mut IndexOutput) {
+        let attached = self.attached.get(&key).filter(|attached| attached.is_of(&told));
+        let pod = attached.map_or_else(|| told.clone(), |attached| attached.apply(&told, &self.node_name));
         // A pod that gains an address claims it now; any other change leaves its place among the claimants.
-        let kept = old.filter(|known| {
+        let kept = self.pods.get(&key).filter(|known| {
             let had = known.pod.own_addresses();
             known.pod.created == pod.created && pod.own_addresses().iter().all(|address| had.contains(address))
         });
-        let claimed = match kept {
-            Some(known) => known.claimed,
-            None => pod_seniority(pod.created, self.arrival()),
+        let claimed = match (attached, kept) {
+            (Some(attached), _) => attached.seniority,
+            (None, Some(known)) if !is_attached(known.claimed) => known.claimed,
+            (None, _) => pod_seniority(pod.created, self.arrival()),
         };
         if !self.pods.contains_key(&key) {
             let before = self.namespace_labels(&key.0);
             self.namespaces.entry(key.0.clone()).or_default().pods += 1;
             self.tell_namespace(&key.0, before, out);
         }
-        self.change_pod(&key, Some(KnownPod { pod, claimed }), out);
+        self.change_pod(&key, Some(KnownPod { told, pod, claimed }), out);
     }
 
     pub(super) fn remove_pod(&mut self, key: &Scoped, out: &mut IndexOutput) {
@@ -114,6 +134,10 @@ impl Pod {
 }
 
 impl KnownPod {
+    pub(super) fn told(&self) -> &Arc<Pod> {
+        &self.told
+    }
+
     pub(super) fn peer(&self) -> Option<Peer> {
         let pod = &self.pod;
         pod.is_peer().then(|| Peer {

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::{Index, IndexOutput};
 use crate::{
-    api::{Object, Outcome, Parser, Pod},
+    api::{Object, Outcome, Parser, Pod, PodUid},
     policy::{
         change::{Change, Peer, PeerKey},
         selector::{EntityKind, Labels},
@@ -311,4 +311,118 @@ proptest! {
         let unique: std::collections::BTreeSet<u64> = peers.values().map(|peer| peer.claimed).collect();
         prop_assert_eq!(unique.len(), peers.len());
     }
+}
+
+/// A pod that has no status yet, created at a second of 2026, with a uid made of one digit.
+fn fresh(name: &str, second: u8, digit: char) -> Value {
+    let mut value = with(pod(name, IP), "/status", json!({"phase": "Pending"}));
+    value["metadata"]["creationTimestamp"] = json!(format!("2026-01-01T00:00:{second:02}Z"));
+    value["metadata"]["uid"] = json!(uid_text(digit));
+    value
+}
+
+fn uid_text(digit: char) -> String {
+    let text = digit.to_string();
+    let part = |length| text.repeat(length);
+    [part(8), part(4), part(4), part(4), part(12)].join("-")
+}
+
+impl World {
+    fn attach(&mut self, name: &str, digit: char, address: &str) -> IndexOutput {
+        let uid = PodUid::parse(&uid_text(digit));
+        assert!(uid.is_some());
+        let out = self.index.attach_pod("ns", name, uid, vec![address.parse().unwrap()]);
+        self.follow(&out);
+        out
+    }
+
+    fn local(&self, name: &str) -> Option<String> {
+        let addresses = self.locals.get(&format!("ns/{name}"))?;
+        Some(addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(","))
+    }
+}
+
+#[test]
+fn an_attached_pod_has_its_addresses_before_its_status_says_so() {
+    let mut world = World::new();
+    world.put(&fresh("p", 1, 'a'));
+    assert_eq!(world.local("p"), None);
+    world.attach("p", 'a', IP);
+    assert_eq!(
+        (world.local("p"), world.name(IP)),
+        (Some(IP.into()), Some("ns/p".into()))
+    );
+    // The status says the same: nothing changes. Nor does news from before the pod had an address, or a node.
+    let mut running = fresh("p", 1, 'a');
+    running["status"] = json!({"phase": "Running", "podIP": IP});
+    let mut unscheduled = fresh("p", 1, 'a');
+    unscheduled["spec"] = json!({});
+    for news in [&running, &fresh("p", 1, 'a'), &unscheduled, &running] {
+        let out = world.put(news);
+        assert!(out.changes.is_empty() && out.local_pods.is_empty(), "{news}: {out:?}");
+    }
+    // The address of the sandbox before is no news either.
+    running["status"]["podIP"] = json!("10.0.0.9");
+    assert!(world.put(&running).is_empty());
+    // Without the attachment the status counts.
+    let out = world.index.detach_pod("ns", "p");
+    world.follow(&out);
+    assert_eq!(world.local("p"), Some("10.0.0.9".into()));
+    world.attach("p", 'a', IP);
+    world.delete(&running);
+    assert_eq!((world.local("p"), world.name(IP)), (None, None));
+}
+
+#[test]
+fn an_attachment_is_that_of_one_pod_of_its_name() {
+    let mut world = World::new();
+    // Told before the pod is known.
+    world.attach("p", 'b', IP);
+    world.put(&fresh("p", 1, 'a'));
+    assert_eq!(world.local("p"), None, "the pod before of that name");
+    world.put(&fresh("p", 2, 'b'));
+    assert_eq!(world.local("p"), Some(IP.into()));
+    // What is told late of the one before changes nothing; a later one of that name is another pod.
+    let mut late = fresh("p", 1, 'a');
+    late["metadata"]["labels"] = json!({"app": "other"});
+    assert!(world.put(&late).is_empty());
+    world.put(&fresh("p", 3, 'c'));
+    assert_eq!(world.local("p"), None);
+    let known = |digit| {
+        world
+            .index
+            .pod_of_uid("ns", "p", PodUid::parse(&uid_text(digit)))
+            .is_some()
+    };
+    assert!(known('c') && !known('b'));
+    assert!(world.index.pod_of_uid("ns", "p", None).is_some());
+}
+
+#[test]
+fn an_address_is_that_of_the_pod_which_the_runtime_gave_it_to() {
+    let mut world = World::new();
+    world.put(&fresh("new", 1, 'a'));
+    // Younger, and its status still names the address that is no longer its own.
+    let mut stale = fresh("stale", 9, 'b');
+    stale["status"] = json!({"phase": "Running", "podIP": IP});
+    world.put(&stale);
+    assert_eq!(world.winner(IP), Some("ns/stale".into()));
+    world.attach("new", 'a', IP);
+    assert_eq!(
+        (world.winner(IP), world.name(IP)),
+        (Some("ns/new".into()), Some("ns/new".into()))
+    );
+    stale["metadata"]["labels"] = json!({"app": "other"});
+    world.put(&stale);
+    assert_eq!(world.winner(IP), Some("ns/new".into()));
+}
+
+#[test]
+fn a_static_pod_is_known_by_the_hash_of_its_manifest() {
+    let mut world = World::new();
+    let mut mirror = fresh("p", 1, 'a');
+    mirror["metadata"]["annotations"] = json!({"kubernetes.io/config.hash": "b".repeat(32)});
+    world.put(&mirror);
+    world.attach("p", 'b', IP);
+    assert_eq!(world.local("p"), Some(IP.into()));
 }

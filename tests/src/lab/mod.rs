@@ -12,6 +12,7 @@ pub mod address;
 pub mod agent;
 pub mod cleanup;
 mod cluster;
+pub mod cni;
 pub mod ip;
 mod layout;
 pub mod manifests;

@@ -24,4 +24,6 @@ pub enum Name {
     Footprint,
     /// Time to compile policies to decision tables
     Compile,
+    /// What the CNI plugin adds to the start of a pod
+    Cni,
 }

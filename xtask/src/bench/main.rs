@@ -10,6 +10,7 @@ use clap::{Parser, ValueEnum as _};
 use self::arguments::Name;
 
 mod arguments;
+mod cni;
 mod compile;
 mod connections;
 mod footprint;
@@ -62,6 +63,7 @@ fn run(CommandLine { weir, bench }: &CommandLine) -> Result<()> {
             Name::Latency => latency::run(weir, bench.quick),
             Name::Footprint => footprint::run(weir, bench.quick),
             Name::Compile => compile::run(bench.quick),
+            Name::Cni => cni::run(weir, bench.quick),
             Name::Packets => packets::run(bench.quick),
         }?;
     }

@@ -70,6 +70,10 @@ impl Node {
         self.lab.directory()
     }
 
+    pub fn netns(&self) -> Result<&Arc<NetNs>> {
+        Ok(&self.lab.node(NAME)?.netns)
+    }
+
     pub fn address(&self) -> Result<IpAddr> {
         let addresses = self.lab.node(NAME)?.addresses;
         addresses.iter().next().context("the lab's node has no address")

@@ -1,0 +1,631 @@
+//! The installer on temporary directories: what others do to them, crashes, garbage.
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::Path,
+    thread,
+    time::{Duration, Instant},
+};
+
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+use super::{
+    Options,
+    conflist::{self, Entry, Fault},
+    pass::{self, Binary, Directories, Found},
+    remove,
+    watch::Installer,
+};
+use crate::cni::PLUGIN;
+
+fn entry() -> Entry {
+    Entry::new("/run/weir", Duration::from_secs(10), &["kube-system".to_owned()])
+}
+
+/// As kind writes it.
+const KIND: &str = r#"
+{
+	"cniVersion": "0.3.1",
+	"name": "kindnet",
+	"plugins": [
+	{
+		"type": "ptp",
+		"ipMasq": false,
+		"ipam": {
+			"type": "host-local",
+			"dataDir": "/run/cni-ipam-state",
+			"routes": [{ "dst": "0.0.0.0/0" }],
+			"ranges": [[{ "subnet": "10.244.0.0/24" }]]
+		},
+		"mtu": 1500
+	},
+	{
+		"type": "portmap",
+		"capabilities": {
+			"portMappings": true
+		}
+	}
+	]
+}
+"#;
+
+/// As the AWS VPC CNI writes it.
+const AWS: &str = r#"{"cniVersion":"0.4.0","name":"aws-cni","disableCheck":true,"plugins":[{"name":"aws-cni","type":"aws-cni","vethPrefix":"eni","mtu":"9001","podSGEnforcingMode":"strict","pluginLogFile":"/var/log/aws-routed-eni/plugin.log","pluginLogLevel":"DEBUG"},{"name":"egress-cni","type":"egress-cni","enabled":"false","ipam":{"type":"host-local","ranges":[[{"subnet": "fd00::ac:00/118"}]],"routes":[{"dst":"::/0"}],"dataDir":"/run/cni/v4pd/egress-v6-ipam"}},{"type":"portmap","capabilities":{"portMappings":true},"snat":true}]}"#;
+
+/// As `podman` and others write it: one plugin, no list.
+const SINGLE: &str = r#"{ "cniVersion": "0.4.0", "name": "single", "type": "bridge", "bridge": "cni0", "ipam": {"type": "host-local"} }"#;
+
+struct Node {
+    _directory: tempfile::TempDir,
+    directories: Directories,
+    binary: Binary,
+}
+
+impl Node {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let make = |name: &str| {
+            let path = directory.path().join(name);
+            fs::create_dir(&path).expect("makes a directory");
+            path
+        };
+        let directories = Directories {
+            conf: make("net.d"),
+            bin: make("bin"),
+        };
+        let source = directory.path().join("weir");
+        fs::write(&source, "binary").expect("writes");
+        Self {
+            directories,
+            binary: Binary::new(source),
+            _directory: directory,
+        }
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        fs::write(self.directories.conf.join(name), text).expect("writes");
+    }
+
+    fn read(&self, name: &str) -> String {
+        fs::read_to_string(self.directories.conf.join(name)).expect("reads")
+    }
+
+    fn install(&mut self) -> Found {
+        let found = pass::install(&self.directories, &entry(), &mut self.binary).expect("installs");
+        // The same again changes nothing.
+        let again = pass::install(&self.directories, &entry(), &mut self.binary).expect("installs");
+        assert_eq!(again.written, 0, "{again:?}");
+        assert_eq!((&again.installed, &again.problems), (&found.installed, &found.problems));
+        found
+    }
+
+    fn uninstall(&self) {
+        let ((), removed) = remove(&self.directories, || ());
+        let removed = removed.expect("removes");
+        assert_eq!(removed.problems, []);
+        assert_eq!(fs::read_dir(&self.directories.bin).expect("reads").count(), 0);
+    }
+
+    fn names(&self) -> Vec<String> {
+        names(&self.directories.conf)
+    }
+
+    fn installed(&self, name: &str) -> bool {
+        plugins(&self.read(name)).last().is_some_and(|last| last == PLUGIN)
+    }
+}
+
+fn names(directory: &Path) -> Vec<String> {
+    let mut names: Vec<String> = fs::read_dir(directory)
+        .expect("reads")
+        .map(|entry| entry.expect("reads").file_name().into_string().expect("a text"))
+        .collect();
+    names.sort();
+    names
+}
+
+fn plugins(text: &str) -> Vec<String> {
+    let list: Value = serde_json::from_str(text).expect("a list");
+    let plugins = list["plugins"].as_array().expect("plugins");
+    plugins
+        .iter()
+        .map(|plugin| plugin["type"].as_str().expect("a type").to_owned())
+        .collect()
+}
+
+#[test]
+fn what_others_wrote_stays_as_it_is_and_comes_back_byte_for_byte() {
+    for (text, others) in [
+        (KIND, vec!["ptp", "portmap"]),
+        (AWS, vec!["aws-cni", "egress-cni", "portmap"]),
+    ] {
+        let mut node = Node::new();
+        node.write("10-a.conflist", text);
+        node.write("99-other.txt", "anything");
+        let found = node.install();
+        assert_eq!(found.installed, Some(node.directories.conf.join("10-a.conflist")));
+        assert_eq!((found.problems.as_slice(), found.written), ([].as_slice(), 1));
+        assert_eq!(
+            plugins(&node.read("10-a.conflist")),
+            [others.as_slice(), &[PLUGIN]].concat()
+        );
+        let ours: Value = serde_json::from_str(&node.read("10-a.conflist")).expect("a list");
+        assert_eq!(
+            ours["plugins"].as_array().expect("plugins").last(),
+            Some(&json!({
+                "type": "weir-cni", "runDir": "/run/weir", "waitSeconds": 10.0,
+                "exemptNamespaces": ["kube-system"], "statusNeedsAgent": false,
+            }))
+        );
+        let plugin = node.directories.bin.join(PLUGIN);
+        assert_eq!(fs::read(&plugin).expect("is there"), b"binary");
+        assert_eq!(
+            fs::metadata(&plugin).expect("is there").permissions().mode() & 0o7777,
+            0o755
+        );
+        node.uninstall();
+        assert_eq!(node.read("10-a.conflist"), text);
+        assert_eq!(node.names(), ["10-a.conflist", "99-other.txt"]);
+        node.uninstall();
+    }
+}
+
+#[test]
+fn another_configuration_of_ours_takes_the_place_of_the_one_before() {
+    let mut node = Node::new();
+    node.write("10-a.conflist", KIND);
+    node.install();
+    let other = Entry::new("/run/other", Duration::from_millis(2500), &[]);
+    pass::install(&node.directories, &other, &mut node.binary).expect("installs");
+    let text = node.read("10-a.conflist");
+    assert_eq!(plugins(&text), ["ptp", "portmap", PLUGIN]);
+    assert!(
+        text.contains("/run/other") && text.contains("2.5") && !text.contains("/run/weir"),
+        "{text}"
+    );
+    node.uninstall();
+    assert_eq!(node.read("10-a.conflist"), KIND);
+}
+
+#[test]
+fn the_binary_is_written_where_it_differs() {
+    let mut node = Node::new();
+    let plugin = node.directories.bin.join(PLUGIN);
+    node.install();
+    let inode = |path: &Path| std::os::unix::fs::MetadataExt::ino(&fs::metadata(path).expect("is there"));
+    let first = inode(&plugin);
+    let source = node.directories.bin.with_file_name("weir");
+    let again = |node: &mut Node| {
+        node.binary = Binary::new(&source);
+        node.install();
+    };
+    again(&mut node);
+    assert_eq!(inode(&plugin), first);
+    fs::write(&source, "newer").expect("writes");
+    again(&mut node);
+    assert_eq!(fs::read(&plugin).expect("is there"), b"newer");
+    // Somebody else did this while the agent runs.
+    fs::remove_file(&plugin).expect("removes");
+    node.install();
+    assert_eq!(fs::read(&plugin).expect("is there"), b"newer");
+    fs::set_permissions(&plugin, fs::Permissions::from_mode(0o600)).expect("a mode");
+    node.install();
+    assert_eq!(
+        fs::metadata(&plugin).expect("is there").permissions().mode() & 0o777,
+        0o755
+    );
+    // Without a binary nothing may name it.
+    node.write("10-a.conflist", KIND);
+    node.binary = Binary::new("/nowhere");
+    assert!(pass::install(&node.directories, &entry(), &mut node.binary).is_err());
+    assert_eq!(node.read("10-a.conflist"), KIND);
+}
+
+#[test]
+fn a_single_configuration_gets_a_list_before_it() {
+    for ending in ["conf", "json"] {
+        let mut node = Node::new();
+        let name = format!("10-single.{ending}");
+        node.write(&name, SINGLE);
+        node.write("20-later.conflist", KIND);
+        let found = node.install();
+        assert_eq!(
+            node.names(),
+            [
+                "10-single.0-weir.conflist".to_owned(),
+                name.clone(),
+                "20-later.conflist".to_owned()
+            ]
+        );
+        assert_eq!(
+            found.installed,
+            Some(node.directories.conf.join("10-single.0-weir.conflist"))
+        );
+        let list: Value = serde_json::from_str(&node.read("10-single.0-weir.conflist")).expect("a list");
+        assert_eq!(
+            (&list["name"], &list["cniVersion"]),
+            (&json!("single"), &json!("0.4.0"))
+        );
+        assert_eq!(list["plugins"][0], serde_json::from_str::<Value>(SINGLE).expect("JSON"));
+        assert_eq!(list["plugins"][1]["type"], PLUGIN);
+        // What it stands for changes, and goes.
+        node.write(&name, &SINGLE.replace("cni0", "cni7"));
+        node.install();
+        assert!(node.read("10-single.0-weir.conflist").contains("cni7"));
+        fs::remove_file(node.directories.conf.join(&name)).expect("removes");
+        node.install();
+        assert_eq!(node.names(), ["20-later.conflist"]);
+        assert!(node.installed("20-later.conflist"));
+        node.write(&name, SINGLE);
+        node.install();
+        assert_eq!(node.read("20-later.conflist"), KIND);
+        node.uninstall();
+        assert_eq!(node.names(), [name.as_str(), "20-later.conflist"]);
+        assert_eq!(node.read(&name), SINGLE);
+    }
+}
+
+#[test]
+fn our_entry_follows_the_configuration_that_runtimes_use() {
+    let mut node = Node::new();
+    assert_eq!(node.install().installed, None);
+    node.write("50-late.conflist", KIND);
+    node.install();
+    assert!(node.installed("50-late.conflist"));
+    node.write("10-early.conflist", AWS);
+    node.install();
+    assert!(node.installed("10-early.conflist"));
+    assert_eq!(node.read("50-late.conflist"), KIND);
+    // Its own agent writes it again.
+    node.write("10-early.conflist", AWS);
+    assert_eq!(node.install().written, 1);
+    assert!(node.installed("10-early.conflist"));
+    fs::remove_file(node.directories.conf.join("10-early.conflist")).expect("removes");
+    node.install();
+    assert!(node.installed("50-late.conflist"));
+    node.uninstall();
+    assert_eq!(node.read("50-late.conflist"), KIND);
+}
+
+#[test]
+fn what_cannot_be_used_is_left_alone_and_told() {
+    let only_ours = format!(r#"{{"cniVersion":"1.0.0","name":"n","plugins":[{{"type":"{PLUGIN}"}}]}}"#);
+    let garbage: [(&str, &str); 13] = [
+        ("empty.conflist", ""),
+        ("half.conflist", &KIND[..KIND.len() / 2]),
+        ("list.conflist", "[]"),
+        (
+            "noname.conflist",
+            r#"{"cniVersion":"1.0.0","plugins":[{"type":"ptp"}]}"#,
+        ),
+        ("noversion.conflist", r#"{"name":"n","plugins":[{"type":"ptp"}]}"#),
+        (
+            "old.conflist",
+            r#"{"cniVersion":"0.2.0","name":"n","plugins":[{"type":"ptp"}]}"#,
+        ),
+        (
+            "future.conflist",
+            r#"{"cniVersion":"1.0.0","cniVersions":["1.0.0","7.0.0"],"name":"n","plugins":[{"type":"ptp"}]}"#,
+        ),
+        ("noplugins.conflist", r#"{"cniVersion":"1.0.0","name":"n"}"#),
+        ("nothing.conflist", r#"{"cniVersion":"1.0.0","name":"n","plugins":[]}"#),
+        (
+            "untyped.conflist",
+            r#"{"cniVersion":"1.0.0","name":"n","plugins":[{"type":"ptp"},{}]}"#,
+        ),
+        ("ours.conflist", &only_ours),
+        ("list.conf", KIND),
+        ("untyped.json", r#"{"cniVersion":"1.0.0","name":"n"}"#),
+    ];
+    for (name, text) in garbage {
+        let mut node = Node::new();
+        let name = format!("10-{name}");
+        node.write(&name, text);
+        let found = node.install();
+        assert_eq!((&found.installed, found.written), (&None, 0), "{name}");
+        assert_eq!(found.problems.len(), 1, "{name}: {:?}", found.problems);
+        assert_eq!(found.problems[0].file, Some(node.directories.conf.join(&name)));
+        // The next one that can be used is: some runtimes take it.
+        node.write("20-good.conflist", KIND);
+        let found = node.install();
+        assert_eq!(
+            found.installed,
+            Some(node.directories.conf.join("20-good.conflist")),
+            "{name}"
+        );
+        assert_eq!(node.read(&name), text);
+    }
+    // Bytes that are no text, directories with such names, links that lead elsewhere.
+    let mut node = Node::new();
+    fs::write(node.directories.conf.join("10-bytes.conflist"), [0xff, 0xfe]).expect("writes");
+    fs::create_dir(node.directories.conf.join("11-directory.conflist")).expect("makes a directory");
+    let elsewhere = node.directories.bin.with_file_name("elsewhere.conflist");
+    fs::write(&elsewhere, KIND).expect("writes");
+    std::os::unix::fs::symlink(&elsewhere, node.directories.conf.join("12-link.conflist")).expect("links");
+    let found = node.install();
+    assert_eq!(
+        (found.installed, found.problems.len()),
+        (None, 2),
+        "{:?}",
+        found.problems
+    );
+    assert_eq!(fs::read_to_string(&elsewhere).expect("reads"), KIND);
+    // Within the directory a link is as good as the file, and stays one.
+    node.write("99-real.conflist", KIND);
+    fs::remove_file(node.directories.conf.join("12-link.conflist")).expect("removes");
+    std::os::unix::fs::symlink("99-real.conflist", node.directories.conf.join("12-link.conflist")).expect("links");
+    let found = node.install();
+    assert_eq!(found.installed, Some(node.directories.conf.join("12-link.conflist")));
+    assert!(node.installed("99-real.conflist"));
+    assert!(
+        fs::symlink_metadata(node.directories.conf.join("12-link.conflist"))
+            .expect("is there")
+            .is_symlink()
+    );
+}
+
+#[test]
+fn a_plugin_that_a_file_may_name_still_is_not_removed() {
+    let mut node = Node::new();
+    node.write("10-a.conflist", KIND);
+    node.install();
+    let broken = node.read("10-a.conflist").replace("\"name\"", "name");
+    node.write("10-a.conflist", &broken);
+    let ((), removed) = remove(&node.directories, || ());
+    let removed = removed.expect("removes what it can");
+    assert!(!removed.plugin && removed.problems.len() == 1, "{removed:?}");
+    assert!(node.directories.bin.join(PLUGIN).exists());
+    node.write("10-a.conflist", KIND);
+    node.uninstall();
+}
+
+#[test]
+fn a_crash_between_any_two_steps_is_recovered_from() {
+    let after = {
+        let mut node = Node::new();
+        node.write("10-a.conflist", KIND);
+        node.install();
+        node.read("10-a.conflist")
+    };
+    let half = format!(".{PLUGIN}.10-a.conflist.tmp");
+    let half_binary = format!(".{PLUGIN}.{PLUGIN}.tmp");
+    // What is on the disk when the agent dies: half of the binary; the binary; half of the list; the new list not yet in
+    // place; in place, with the old one under the other name.
+    let states: [(&[(&str, &str)], &[(&str, &str)]); 5] = [
+        (&[("10-a.conflist", KIND)], &[(&half_binary, "bin")]),
+        (&[("10-a.conflist", KIND)], &[(PLUGIN, "binary")]),
+        (&[("10-a.conflist", KIND), (&half, &after[..40])], &[(PLUGIN, "binary")]),
+        (&[("10-a.conflist", KIND), (&half, &after)], &[(PLUGIN, "binary")]),
+        (&[("10-a.conflist", &after), (&half, KIND)], &[(PLUGIN, "binary")]),
+    ];
+    for (conf, bin) in states {
+        for uninstall in [false, true] {
+            let mut node = Node::new();
+            for (name, text) in conf {
+                node.write(name, text);
+            }
+            for (name, text) in bin {
+                fs::write(node.directories.bin.join(name), text).expect("writes");
+            }
+            // Whatever the state, what runtimes read can be read, and what it names is there.
+            let list = node.read("10-a.conflist");
+            assert!(
+                !plugins(&list).iter().any(|plugin| plugin == PLUGIN) || node.directories.bin.join(PLUGIN).exists()
+            );
+            if uninstall {
+                node.uninstall();
+                assert_eq!(node.read("10-a.conflist"), KIND);
+            } else {
+                node.install();
+                assert_eq!(node.read("10-a.conflist"), after);
+                assert_eq!(names(&node.directories.bin), [PLUGIN]);
+            }
+            assert_eq!(node.names(), ["10-a.conflist"]);
+        }
+    }
+}
+
+/// Waits for what another thread does.
+fn until(what: &str, done: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !done() {
+        assert!(Instant::now() < deadline, "{what}");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn the_installer_follows_what_others_do() {
+    let node = Node::new();
+    let options = Options {
+        directories: node.directories.clone(),
+        wait: Duration::from_secs(10),
+        exempt_namespaces: vec!["kube-system".to_owned()],
+    };
+    let installer = Installer::start(&options, Path::new("/run/weir")).expect("starts");
+    let reports = installer.reports();
+    let report = || reports.borrow().clone().unwrap_or_default();
+    until("it waits for a configuration", || report().reason.is_some());
+    assert!(!report().failed && report().installed.is_none(), "{:?}", report());
+    let installed = |name: &str| {
+        fs::read_to_string(node.directories.conf.join(name))
+            .ok()
+            .and_then(|text| serde_json::from_str::<Value>(&text).ok())
+            .is_some_and(|list| {
+                list["plugins"]
+                    .as_array()
+                    .is_some_and(|plugins| plugins.last().is_some_and(|last| last["type"] == PLUGIN))
+            })
+    };
+    node.write("50-a.conflist", KIND);
+    until("a first configuration", || {
+        installed("50-a.conflist") && report().installed.is_some()
+    });
+    // In place, and by another file in its place.
+    node.write("50-a.conflist", AWS);
+    until("one that was written again", || installed("50-a.conflist"));
+    fs::write(node.directories.conf.join("new"), KIND).expect("writes");
+    fs::rename(
+        node.directories.conf.join("new"),
+        node.directories.conf.join("50-a.conflist"),
+    )
+    .expect("renames");
+    until("one that was replaced", || installed("50-a.conflist"));
+    node.write("10-b.conflist", KIND);
+    until("one that comes before it", || {
+        installed("10-b.conflist") && !installed("50-a.conflist")
+    });
+    fs::remove_file(node.directories.conf.join("10-b.conflist")).expect("removes");
+    until("the one before is gone", || installed("50-a.conflist"));
+    fs::remove_file(node.directories.bin.join(PLUGIN)).expect("removes");
+    until("the binary was removed", || node.directories.bin.join(PLUGIN).exists());
+    node.write("00-broken.conflist", "{");
+    until("what cannot be read is told", || !report().problems.is_empty());
+    assert!(installed("50-a.conflist"));
+    fs::remove_file(node.directories.conf.join("50-a.conflist")).expect("removes");
+    until("none can be used", || report().failed);
+    fs::remove_file(node.directories.conf.join("00-broken.conflist")).expect("removes");
+    until("there is none", || !report().failed && report().problems.is_empty());
+    node.write("50-a.conflist", KIND);
+    until("there is one again", || installed("50-a.conflist"));
+    drop(installer);
+    assert!(installed("50-a.conflist"), "an agent that ends leaves it");
+    node.uninstall();
+    assert_eq!(node.read("50-a.conflist"), KIND);
+}
+
+#[test]
+fn no_change_of_others_is_lost_while_they_write_all_the_time() {
+    let node = Node::new();
+    let options = Options {
+        directories: node.directories.clone(),
+        wait: Duration::from_secs(10),
+        exempt_namespaces: Vec::new(),
+    };
+    let path = node.directories.conf.join("10-a.conflist");
+    let version = |number: usize| KIND.replace("1500", &number.to_string());
+    fs::write(&path, version(0)).expect("writes");
+    let installer = Installer::start(&options, Path::new("/run/weir")).expect("starts");
+    for number in 1..=40 {
+        if number % 2 == 0 {
+            fs::write(&path, version(number)).expect("writes");
+        } else {
+            let new = node.directories.conf.join("new");
+            fs::write(&new, version(number)).expect("writes");
+            fs::rename(&new, &path).expect("renames");
+        }
+        thread::sleep(Duration::from_millis(number as u64 % 7));
+        let list: Value = serde_json::from_str(&fs::read_to_string(&path).expect("reads")).expect("never half of it");
+        assert_eq!(list["plugins"][0]["mtu"], number, "what was written last is there");
+    }
+    until("it is chained in the end", || {
+        plugins(&fs::read_to_string(&path).expect("reads")) == ["ptp", "portmap", PLUGIN]
+    });
+    drop(installer);
+    node.uninstall();
+    assert_eq!(node.read("10-a.conflist"), version(40));
+}
+
+// === Any list ===
+
+fn space() -> impl Strategy<Value = String> {
+    "[ \t\n]{0,3}"
+}
+
+/// JSON values as texts, with spaces wherever they may be.
+fn json_text() -> impl Strategy<Value = String> {
+    let leaf = prop_oneof![
+        Just("null".to_owned()),
+        Just("true".to_owned()),
+        Just("-1.5e3".to_owned()),
+        Just("9007199254740993".to_owned()),
+        any::<String>().prop_map(|text| Value::String(text).to_string()),
+        Just(r#""\"plugins\": [\\""#.to_owned()),
+        Just("\"]}\"".to_owned()),
+    ];
+    leaf.prop_recursive(3, 16, 4, |inner| {
+        prop_oneof![
+            prop::collection::vec((space(), inner.clone(), space()), 0..4).prop_map(|items| {
+                let items: Vec<String> = items.into_iter().map(|(a, item, b)| format!("{a}{item}{b}")).collect();
+                format!("[{}]", items.join(","))
+            }),
+            prop::collection::vec((space(), any::<String>(), space(), inner, space()), 0..4).prop_map(|fields| {
+                let fields: Vec<String> = fields
+                    .into_iter()
+                    .map(|(a, key, b, value, c)| format!("{a}{}{b}:{value}{c}", Value::String(key)))
+                    .collect();
+                format!("{{{}}}", fields.join(","))
+            }),
+        ]
+    })
+}
+
+fn plugin_text() -> impl Strategy<Value = String> {
+    (space(), "[a-z]{1,8}", space(), json_text(), space())
+        .prop_map(|(a, kind, b, more, c)| format!(r#"{a}{{"type":{b}"{kind}","plugins":{more}{c}}}{a}"#))
+}
+
+fn list_text() -> impl Strategy<Value = String> {
+    let fields = prop::collection::vec((space(), "x[a-z\"\\\\]{0,6}", json_text()), 0..4);
+    let plugins = prop::collection::vec(plugin_text(), 1..4);
+    (space(), fields, plugins, any::<prop::sample::Index>(), space()).prop_map(|(a, fields, plugins, at, b)| {
+        let mut parts: Vec<String> = fields
+            .into_iter()
+            .map(|(space, key, value)| format!("{space}{}{space}:{value}", Value::String(key)))
+            .collect();
+        parts.push(format!(r#"{a}"cniVersion" : "1.0.0""#));
+        parts.push(format!(r#""name":{b}"n"{b}"#));
+        let at = at.index(parts.len() + 1);
+        parts.insert(at, format!(r#""plugins"{a}:{b}[{}]{a}"#, plugins.join(",")));
+        format!("{a}{{{}}}{b}", parts.join(","))
+    })
+}
+
+proptest! {
+    #[test]
+    fn out_gives_back_what_was_there_before_in(text in list_text()) {
+        let edited = conflist::insert(&text, &entry()).expect("a list").expect("an edit");
+        prop_assert_eq!(plugins(&edited).pop(), Some(PLUGIN.to_owned()));
+        prop_assert_eq!(conflist::insert(&edited, &entry()).expect("a list"), None);
+        prop_assert_eq!(conflist::remove(&edited).expect("a list"), Some(text.clone()));
+        prop_assert_eq!(conflist::remove(&text).expect("a list"), None);
+    }
+
+    #[test]
+    fn wherever_others_have_moved_it_only_ours_is_taken_out(text in list_text(), at in any::<prop::sample::Index>()) {
+        let mut list: Value = serde_json::from_str(&text).expect("JSON");
+        let others = list.clone();
+        let plugins = list["plugins"].as_array_mut().expect("plugins");
+        let at = at.index(plugins.len() + 1);
+        plugins.insert(at, json!({"type": PLUGIN, "old": true}));
+        plugins.push(json!({"type": PLUGIN}));
+        let pretty = serde_json::to_string_pretty(&list).expect("JSON");
+        let removed = conflist::remove(&pretty).expect("a list").expect("an edit");
+        prop_assert_eq!(serde_json::from_str::<Value>(&removed).expect("JSON"), others);
+        let inserted = conflist::insert(&pretty, &entry()).expect("a list").expect("an edit");
+        prop_assert_eq!(conflist::remove(&inserted).expect("a list"), Some(removed));
+    }
+
+    #[test]
+    fn no_text_is_too_strange(text in any::<String>(), cut in any::<prop::sample::Index>(), list in list_text()) {
+        let _ = conflist::insert(&text, &entry());
+        let _ = conflist::wrap(&text, &entry());
+        let cut = (0..=list.len()).filter(|at| list.is_char_boundary(*at)).nth(cut.index(list.chars().count())).unwrap_or(0);
+        let _ = conflist::insert(&list[..cut], &entry());
+        let _ = conflist::remove(&list[..cut]);
+    }
+}
+
+#[test]
+fn the_last_of_several_lists_of_plugins_is_the_one_that_counts() {
+    let text = r#"{"cniVersion":"1.0.0","name":"n","plugins":[{"type":"a"}],"plugins":[{"type":"b"}]}"#;
+    let edited = conflist::insert(text, &entry()).expect("a list").expect("an edit");
+    assert_eq!(plugins(&edited), ["b", PLUGIN]);
+    assert_eq!(conflist::remove(&edited), Ok(Some(text.to_owned())));
+    assert_eq!(
+        conflist::insert(r#"{"cniVersion":"1.0.0","name":"n","plugins":{}}"#, &entry()),
+        Err(Fault::Shape("it has no list of plugins"))
+    );
+}

@@ -45,6 +45,9 @@ impl EndpointEntry {
     pub const AUDIT: u32 = 64;
     /// Packets start with the network header (no Ethernet header).
     pub const LAYER3: u32 = 128;
+    /// Nothing on the interface or around it needs the kernel's forwarding: what a pod behind such an interface sends to
+    /// another one may be handed over directly.
+    pub const DIRECT: u32 = 256;
 
     #[inline(always)]
     #[must_use]

@@ -47,7 +47,7 @@ pub fn run(weir: &Path, quick: bool) -> Result<()> {
         let mut pending = world::pod(&pod.name, &pod.name, pod.address, crate::node::NAME);
         pending["status"] = json!({ "phase": "Pending" });
         world.write(&format!("pod-{}", pod.name), &[pending])?;
-        world.remote_pods(others)?;
+        world.remote_pods(&world::remote_pods(others))?;
         world.policies(&load::policies(policies))?;
         let agent = node.start_agent(weir, &world, &[])?;
 

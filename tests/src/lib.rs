@@ -6,6 +6,7 @@ pub mod chart;
 pub mod cluster;
 pub mod conformance;
 pub mod connection;
+pub mod e2e;
 pub mod lab;
 pub mod nanoseconds;
 pub mod packet;

@@ -1,20 +1,23 @@
 //! Traffic that never pauses, to see what a change or a dying agent does to it.
 
 use std::{
-    net::{IpAddr, SocketAddr, UdpSocket},
+    net::{IpAddr, SocketAddr, TcpStream, UdpSocket},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
     thread::{self, JoinHandle},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, anyhow};
 
 use crate::{
     connection::Connection,
-    lab::{Family, probe::packet},
+    lab::{
+        Family, Hosts,
+        probe::{Servers, packet},
+    },
     world::World,
 };
 
@@ -23,6 +26,9 @@ const PAUSE: Duration = Duration::from_millis(1);
 
 /// An echo that takes longer is a lost packet: nothing on this machine delays one that long.
 const LOST: Duration = Duration::from_millis(800);
+
+/// So many refused connections are told at once.
+const SHOWN: u64 = 3;
 
 /// What the traffic met.
 #[derive(Clone, Copy, Debug, Default)]
@@ -43,9 +49,18 @@ pub struct TrafficReport {
     pub leaked: u64,
 }
 
+/// Tells the threads to end, also where nobody asks for their report.
+struct Stop(Arc<AtomicBool>);
+
+impl Drop for Stop {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// Running traffic.
 pub struct Traffic {
-    stop: Arc<AtomicBool>,
+    stop: Stop,
     echoes: JoinHandle<Result<TrafficReport>>,
     openings: JoinHandle<Result<TrafficReport>>,
     forbidden: Option<JoinHandle<Result<Vec<u64>>>>,
@@ -63,10 +78,27 @@ impl Traffic {
         allowed: (&str, &str),
         forbidden: Option<(&str, &str)>,
     ) -> Result<Self> {
+        Self::between(&world.lab, family, allowed, forbidden)
+    }
+
+    /// The same between any hosts; those that are sent to have servers on port 80.
+    ///
+    /// # Errors
+    /// If they do not reach each other now.
+    pub fn between(
+        hosts: &impl Hosts,
+        family: Family,
+        allowed: (&str, &str),
+        forbidden: Option<(&str, &str)>,
+    ) -> Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
-        let (netns, _) = world.lab.host(allowed.0)?;
-        let to = SocketAddr::new(world.lab.address(allowed.1, family)?, 80);
-        let connection = world.connect(allowed.0, allowed.1, family, 80)?;
+        let (netns, _) = hosts.host(allowed.0)?;
+        let to = SocketAddr::new(hosts.address(allowed.1, family)?, 80);
+        let stream = netns.run(|| {
+            TcpStream::connect_timeout(&to, Duration::from_secs(10))
+                .with_context(|| format!("connect from {} to {} at {to}", allowed.0, allowed.1))
+        })?;
+        let connection = Connection::new(stream)?;
         let datagrams = netns.run(|| socket(to))?;
         let stopping = Arc::clone(&stop);
         let echoes = thread::spawn(move || echoes(&stopping, &datagrams, connection));
@@ -79,15 +111,15 @@ impl Traffic {
         let forbidden = match forbidden {
             None => None,
             Some((from, to)) => {
-                let (netns, _) = world.lab.host(from)?;
-                let to = SocketAddr::new(world.lab.address(to, family)?, 80);
+                let (netns, _) = hosts.host(from)?;
+                let to = SocketAddr::new(hosts.address(to, family)?, 80);
                 let socket = netns.run(|| socket(to))?;
                 let stopping = Arc::clone(&stop);
                 Some(thread::spawn(move || Ok(tokens(&stopping, &socket))))
             }
         };
         Ok(Self {
-            stop,
+            stop: Stop(stop),
             echoes,
             openings,
             forbidden,
@@ -99,7 +131,15 @@ impl Traffic {
     /// # Errors
     /// If it could not be sent at all.
     pub fn stop(self, world: &World) -> Result<TrafficReport> {
-        self.stop.store(true, Ordering::Relaxed);
+        self.finish(&world.servers)
+    }
+
+    /// The same, with the servers that the traffic went to.
+    ///
+    /// # Errors
+    /// If it could not be sent at all.
+    pub fn finish(self, servers: &Servers) -> Result<TrafficReport> {
+        drop(self.stop);
         let mut report = join(self.echoes)?;
         let opened = join(self.openings)?;
         report.opened = opened.opened;
@@ -107,10 +147,7 @@ impl Traffic {
         if let Some(forbidden) = self.forbidden {
             let tokens = join(forbidden)?;
             report.forbidden = tokens.len() as u64;
-            report.leaked = tokens
-                .iter()
-                .filter(|token| world.servers.arrival(**token).is_some())
-                .count() as u64;
+            report.leaked = tokens.iter().filter(|token| servers.arrival(**token).is_some()).count() as u64;
         }
         Ok(report)
     }
@@ -167,11 +204,21 @@ fn echoes(stop: &AtomicBool, datagrams: &UdpSocket, mut connection: Connection) 
 
 fn openings(stop: &AtomicBool, to: SocketAddr) -> TrafficReport {
     let mut report = TrafficReport::default();
+    let began = Instant::now();
     while !stop.load(Ordering::Relaxed) {
         report.opened += 1;
         // The kernel would send a lost SYN again after a second: before that it counts as lost.
-        let connected = std::net::TcpStream::connect_timeout(&to, LOST);
-        report.refused += u64::from(connected.is_err());
+        if let Err(error) = TcpStream::connect_timeout(&to, LOST) {
+            report.refused += 1;
+            // The first few tell what there is to tell.
+            if report.refused <= SHOWN {
+                eprintln!(
+                    "traffic: connection {} to {to}, {:.1?} after the first: {error}",
+                    report.opened,
+                    began.elapsed()
+                );
+            }
+        }
         thread::sleep(PAUSE);
     }
     report

@@ -13,6 +13,7 @@ mod cargo_tool;
 mod cluster;
 mod crds;
 mod demo;
+mod e2e;
 mod fuzz;
 mod go;
 mod image;
@@ -72,6 +73,11 @@ enum Verb {
     /// namespaces of this machine. `up` returns when all nodes are ready.
     Cluster(cluster::Arguments),
 
+    /// Install Weir from its chart into a real cluster and test it there
+    ///
+    /// Makes the image and a cluster of namespaces (see `cluster`), which goes again at the end.
+    E2e(e2e::Arguments),
+
     /// Feed random input to the parsers, for a minute each
     ///
     /// What is found lies in tests/fuzz/artifacts. The corpus that a run leaves behind makes the next one go further.
@@ -106,6 +112,7 @@ fn run(verb: Verb) -> Result<()> {
         Verb::Fuzz(arguments) => fuzz::run(&arguments),
         Verb::Lint(arguments) => lint::run(&arguments),
         Verb::Cluster(arguments) => cluster::run(&arguments),
+        Verb::E2e(arguments) => e2e::run(&arguments),
         Verb::Bench(arguments) => bench::run(&arguments),
     }
 }

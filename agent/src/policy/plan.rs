@@ -2,7 +2,7 @@
 //!
 //! The executor (datapath/) runs `add` in order, then `flip`, and `remove` only after a grace period in which every
 //! program that began before the flip has ended. After `add` nothing that a packet can meet has changed; every single
-//! `flip` leaves each endpoint with its old or its new decisions.
+//! `flip` leaves each endpoint with its old or its new decision for each peer.
 
 use std::net::IpAddr;
 

@@ -86,10 +86,31 @@ impl Api {
     /// # Errors
     /// The API server's; if it is there already.
     pub fn create(&self, object: &Value) -> Result<Value> {
-        let path = path(object)?;
-        let (collection, _) = path.rsplit_once('/').context("a path")?;
-        self.call(Method::POST, collection, "application/json", bytes(object))
-            .with_context(|| format!("create {path}"))
+        self.post(&collection(object)?, object)
+    }
+
+    /// Makes a new object as another user would.
+    ///
+    /// # Errors
+    /// The API server's; if that user may not.
+    pub fn create_as(&self, user: &str, object: &Value) -> Result<Value> {
+        let path = collection(object)?;
+        let request = Request::post(&path)
+            .header("Content-Type", "application/json")
+            .header("Impersonate-User", user)
+            .body(bytes(object))
+            .with_context(|| format!("a request as {user}"))?;
+        self.block_on(self.client.request(request))
+            .with_context(|| format!("create in {path} as {user}"))
+    }
+
+    /// Posts to a path: what is asked for by an object, and answered by it.
+    ///
+    /// # Errors
+    /// The API server's.
+    pub fn post(&self, path: &str, object: &Value) -> Result<Value> {
+        self.call(Method::POST, path, "application/json", bytes(object))
+            .with_context(|| format!("create in {path}"))
     }
 
     /// Changes an object by a JSON merge patch.
@@ -106,7 +127,15 @@ impl Api {
     /// # Errors
     /// The API server's.
     pub fn delete(&self, path: &str) -> Result<()> {
-        let query = format!("{path}?gracePeriodSeconds=0&propagationPolicy=Background");
+        self.delete_within(path, 0)
+    }
+
+    /// Deletes an object, leaving a pod so many seconds to end; that it is gone already is fine.
+    ///
+    /// # Errors
+    /// The API server's.
+    pub fn delete_within(&self, path: &str, seconds: u32) -> Result<()> {
+        let query = format!("{path}?gracePeriodSeconds={seconds}&propagationPolicy=Background");
         match self.call(Method::DELETE, &query, "", Vec::new()) {
             Ok(_) => Ok(()),
             Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
@@ -182,6 +211,13 @@ pub fn path(object: &Value) -> Result<String> {
         Some(namespace) => format!("/{root}/{version}/namespaces/{namespace}/{plural}/{name}"),
         None => format!("/{root}/{version}/{plural}/{name}"),
     })
+}
+
+/// The path of the list that an object is or will be in.
+fn collection(object: &Value) -> Result<String> {
+    let path = path(object)?;
+    let (collection, _) = path.rsplit_once('/').context("a path")?;
+    Ok(collection.to_owned())
 }
 
 /// The resource of a kind, as the API's paths have it.

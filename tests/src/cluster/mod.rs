@@ -57,7 +57,7 @@ use self::{
     process::Processes,
     state::{State, Teardown},
 };
-use crate::lab::netns::NetNs;
+use crate::lab::{Addresses, netns::NetNs};
 
 pub use control::{Component, server};
 
@@ -336,6 +336,47 @@ impl Cluster {
     #[must_use]
     pub fn node_directory(&self, number: usize) -> PathBuf {
         self.member(number).directory()
+    }
+
+    /// The root of a node's file system, as this machine sees it.
+    ///
+    /// # Errors
+    /// If there is no such node.
+    pub fn node_root(&self, number: usize) -> Result<PathBuf> {
+        Ok(Path::new("/proc").join(self.holder(number)?.to_string()).join("root"))
+    }
+
+    /// Runs a program on a node and returns what it says.
+    ///
+    /// # Errors
+    /// If it cannot be started or fails.
+    pub fn run_on(&self, number: usize, program: &str, arguments: &[&str]) -> Result<String> {
+        let mut command = Command::new(program);
+        command.args(arguments);
+        self.node(number)?.command(&mut command)?;
+        let output = command.output().with_context(|| format!("start {program}"))?;
+        ensure!(
+            output.status.success(),
+            "{program} {} fails on node{number}: {}",
+            arguments.join(" "),
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// Makes a host outside of the cluster that all nodes reach without translation of addresses. It stays until the
+    /// cluster goes; its namespace lasts as long as the value.
+    ///
+    /// # Errors
+    /// What `ip` says.
+    pub fn add_external(&self, addresses: Addresses) -> Result<NetNs> {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let fabric = network_of(self.state.fabric)?;
+        let others: Vec<NetNs> = std::iter::once(self.control_network())
+            .chain(self.numbers().map(|number| self.node_network(number)))
+            .collect::<Result<_>>()?;
+        network::add_external(&fabric, &others, number, addresses)
     }
 
     /// The network namespace of a node.

@@ -3,7 +3,7 @@
 use anyhow::Result;
 
 use super::place;
-use crate::lab::{ip::Batch, netns::NetNs};
+use crate::lab::{Addresses, Family, address::host_bits, ip::Batch, netns::NetNs};
 
 /// The namespaces of a cluster that is being made.
 #[derive(Debug)]
@@ -69,5 +69,52 @@ fn join(netns: &NetNs, own: [std::net::IpAddr; 2], number: Option<usize>, nodes:
             batch.add(format!("route add {pods} via {via} dev eth0"));
         }
     }
+    if number.is_some() {
+        // Addresses of Services are translated once a packet has found a way. What takes it for real ends at its gateway.
+        for via in place::control() {
+            batch.add(format!("route add {} via {via} dev eth0", Family::of(via).everything()));
+        }
+    }
     batch.run(netns)
+}
+
+/// A host on the fabric that is no node; `others` are the namespaces of control plane and nodes, in this order.
+pub fn add_external(fabric: &NetNs, others: &[NetNs], number: u32, addresses: Addresses) -> Result<NetNs> {
+    let netns = NetNs::new()?;
+    let port = format!("external{number}");
+    let mut batch = Batch::default();
+    batch
+        .add(format!(
+            "link add {port} type veth peer name eth0 netns {}",
+            netns.path()
+        ))
+        .add(format!("link set {port} master fabric up"));
+    batch.run(fabric)?;
+    let mut batch = Batch::default();
+    batch.add("link set lo up").add("link set eth0 up");
+    for address in addresses.iter() {
+        let option = if address.is_ipv6() { " nodad" } else { "" };
+        batch.add(format!("addr add {address}/{} dev eth0{option}", host_bits(address)));
+    }
+    let [v4, v6] = place::control();
+    batch
+        .add(format!("route add {v4}/{} dev eth0", host_bits(v4)))
+        .add(format!("route add {v6}/{} dev eth0", host_bits(v6)));
+    for node in 1..others.len() {
+        for (pods, via) in place::pods(node).iter().zip(place::node(node)) {
+            batch
+                .add(format!("route add {via}/{} dev eth0", host_bits(via)))
+                .add(format!("route add {pods} via {via} dev eth0"));
+        }
+    }
+    batch.run(&netns)?;
+    netns.await_links(&["eth0"])?;
+    for other in others {
+        let mut batch = Batch::default();
+        for address in addresses.iter() {
+            batch.add(format!("route replace {address}/{} dev eth0", host_bits(address)));
+        }
+        batch.run(other)?;
+    }
+    Ok(netns)
 }

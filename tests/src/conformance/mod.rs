@@ -2,13 +2,15 @@
 
 mod case;
 mod expectation;
-
 mod objects;
 pub mod offline;
+mod policies;
 mod runner;
 mod state;
 mod verify;
 
-pub use case::{Case, Cluster, Pod, Suite};
-pub use expectation::Question;
-pub use runner::{Failure, Runner, Setting, Tally};
+pub use case::{Case, Cluster, Pod, Step, Suite};
+pub use expectation::{Question, expected};
+pub use policies::{addressed, policies_in};
+pub use runner::{Failure, Runner, Setting, Tally, questions, wire};
+pub use state::served;

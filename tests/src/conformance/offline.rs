@@ -26,10 +26,11 @@ use weir_common::Direction;
 use super::{
     case::{Case, Cluster, Expected, Step},
     expectation::{Question, expected, matches},
-    objects::{filled_in, objects},
+    objects::objects,
+    policies::addressed,
     runner::questions,
 };
-use crate::lab::{address::Addresses, probe::Protocol};
+use crate::lab::{Family, address::Addresses, probe::Protocol};
 
 const NODE: &str = "node";
 const PLENTY: Capacity = Capacity {
@@ -145,7 +146,7 @@ impl Play {
         for manifest in manifests.values() {
             all.push(self.object(manifest)?);
         }
-        let text = filled_in(policies, |host| self.host(host))?;
+        let text = addressed(policies, Family::V4, |host| self.host(host).map(IpAddr::V4))?;
         let (documents, errors) = weir::api::objects(Path::new("policies.yaml"), &text, &mut self.parser);
         ensure!(errors.is_empty(), "{errors:?}");
         for document in documents {

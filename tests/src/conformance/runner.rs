@@ -431,7 +431,9 @@ fn has_no_identifier(question: &Question, family: Family) -> bool {
     question.protocol == Protocol::Icmp && kind != echo
 }
 
-const fn wire(expected: Expected) -> Verdict {
+/// What the wire must say for it.
+#[must_use]
+pub const fn wire(expected: Expected) -> Verdict {
     match expected {
         Expected::Allow => Verdict::Allow,
         Expected::Deny => Verdict::Deny,
@@ -448,7 +450,10 @@ fn probe(lab: &Lab, question: &Question, family: Family) -> Result<Probe> {
 }
 
 /// Every probe that the tables of a step ask for.
-pub(super) fn questions(cluster: &Cluster, step: &Step) -> Result<Vec<Question>> {
+///
+/// # Errors
+/// If a table names what is not known.
+pub fn questions(cluster: &Cluster, step: &Step) -> Result<Vec<Question>> {
     let pods = cluster.pods.iter().map(|pod| (pod.key(), &pod.ports));
     let externals = cluster
         .externals

@@ -6,11 +6,11 @@ use anyhow::{Context, Result, bail};
 
 use super::{
     case::{Cluster, ClusterChanges, LabelChange, Labelled, Pod, Port, ServiceAccount},
-    objects::{filled_in, objects},
+    objects::objects,
+    policies::addressed,
 };
 use crate::lab::{
-    Families, Lab, PodPlan,
-    address::twin_nets,
+    Families, Family, Lab, PodPlan,
     manifests::{self, Manifests},
     probe::{Protocol, Servers},
 };
@@ -167,15 +167,11 @@ impl State {
 
     /// Fills in placeholders, and takes the addresses over to the lab's family.
     fn addressed(&self, text: &str) -> Result<String> {
-        let out = filled_in(text, |host| {
-            let (_, addresses) = self.lab.host(host)?;
-            addresses.plan().with_context(|| format!("an address of {host}"))
-        })?;
-        Ok(match self.lab.families() {
-            // Calico's ICMP is that of IPv4 alone.
-            Families::V6 => twin_nets(&out).replace("rotocol: ICMP\n", "rotocol: ICMPv6\n"),
-            Families::V4 | Families::Dual => out,
-        })
+        let family = match self.lab.families() {
+            Families::V6 => Family::V6,
+            Families::V4 | Families::Dual => Family::V4,
+        };
+        addressed(text, family, |host| self.lab.address(host, family))
     }
 
     /// Writes what has changed and removes what is gone.
@@ -201,7 +197,10 @@ impl State {
 }
 
 /// What a pod's or external's servers listen on.
-fn served(ports: &[Port]) -> Result<Vec<(Protocol, u16)>> {
+///
+/// # Errors
+/// If a protocol is not known.
+pub fn served(ports: &[Port]) -> Result<Vec<(Protocol, u16)>> {
     ports
         .iter()
         .map(|port| {

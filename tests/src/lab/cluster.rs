@@ -13,6 +13,7 @@ use anyhow::{Context, Result, bail, ensure};
 use super::{
     address::{Addresses, Families, Family, host_bits},
     cleanup::Scratch,
+    hosts::Hosts,
     ip::Batch,
     layout::{Layout, Link},
     netns::NetNs,
@@ -423,6 +424,12 @@ impl Lab {
             batch.add(format!("addr add {address}/{bits} dev {UPLINK}{option}"));
             batch.add(format!("route add {} dev {UPLINK}", Family::of(address).everything()));
         }
+    }
+}
+
+impl Hosts for Lab {
+    fn host(&self, name: &str) -> Result<(&Arc<NetNs>, Addresses)> {
+        Self::host(self, name)
     }
 }
 

@@ -61,6 +61,7 @@ pub fn changes() -> Vec<Change> {
         change("flowLog.enabled", json!(true), "--flow-log=/var/log/weir/flows.json"),
         given(change("flowLog.path", json!("/a/b/c.json"), "/a/b"), &flow),
         given(change("flowLog.stdout", json!(true), "--flow-log=-"), &flow),
+        given(change("flowLog.period", json!("7s"), "--flow-period=7s"), &flow),
         given(
             change("flowLog.maxSize", json!("1Gi"), "--flow-log-max-size=1Gi"),
             &flow,

@@ -22,6 +22,7 @@ use weir::{
 use crate::{
     interrupt, load,
     node::NAME,
+    priority::Precedence,
     report::{self, Table},
     world::{self, NAMESPACE},
 };
@@ -68,6 +69,7 @@ pub fn run(quick: bool) -> Result<()> {
         "",
     ]);
     let mut single = Table::new(["world", "one change", "p50 ms", "p99 ms", "max ms", "map writes", ""]);
+    let _precedence = Precedence::take();
     for world in worlds() {
         interrupt::check()?;
         let name = world.name;

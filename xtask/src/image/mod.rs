@@ -54,6 +54,13 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
+/// Writes the image for this machine, under the name that the chart expects.
+pub fn default(output: &Path) -> Result<()> {
+    let platform = Platform::host().context("there are no images for this machine")?;
+    write(output, platform, &[recipe::default_name()?])?;
+    Ok(())
+}
+
 /// Builds the binary, writes the archive with it, and returns the digest of the image.
 fn write(output: &Path, platform: Platform, names: &[Reference]) -> Result<Digest> {
     let binary = binary::build(platform)?;

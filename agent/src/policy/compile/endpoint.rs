@@ -197,6 +197,14 @@ impl Endpoints {
         had
     }
 
+    /// Whether all that obey a table in the kernel are to obey this other one.
+    pub fn all_follow(&self, from: u32, table: u32) -> bool {
+        self.endpoints.values().all(|endpoint| {
+            let mut directions = endpoint.told_tables.iter().zip(&endpoint.wanted);
+            directions.all(|(told, wanted)| *told != Some(from) || *wanted == Some(table))
+        })
+    }
+
     /// What one table was to the kernel, another is from now on.
     pub fn take_over(&mut self, table: u32, from: u32) {
         for endpoint in self.endpoints.values_mut() {

@@ -121,7 +121,8 @@ impl Compiler {
     fn renewal_cost(&self, id: u32, from: u32, changed: &[(u32, u32)], renewing: &FxHashSet<u32>) -> Option<usize> {
         let table = self.tables.tables.get(&id)?;
         let old = self.tables.tables.get(&from)?;
-        if old.users > 0 || old.is_flat() || table.is_flat() {
+        let parting = old.users > 0 || !self.endpoints.all_follow(from, id);
+        if parting || old.is_flat() || table.is_flat() {
             return None;
         }
         let most = old.rows.len().max(SMALL_TABLE);

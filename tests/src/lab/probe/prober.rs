@@ -18,7 +18,7 @@ use super::{
     serve::Servers,
     socket,
 };
-use crate::lab::{Lab, address::Family};
+use crate::lab::{Hosts, address::Family};
 
 /// How long silence must last to be a denial: one entry per attempt.
 #[derive(Clone, Copy, Debug)]
@@ -86,7 +86,13 @@ impl Prober {
     ///
     /// # Errors
     /// If a source does not exist, or sockets cannot be made.
-    pub fn ask(&mut self, lab: &Lab, servers: &Servers, probes: &[Probe], patience: Patience) -> Result<Vec<Outcome>> {
+    pub fn ask(
+        &mut self,
+        hosts: &impl Hosts,
+        servers: &Servers,
+        probes: &[Probe],
+        patience: Patience,
+    ) -> Result<Vec<Outcome>> {
         let mut run = Run {
             probes,
             epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).context("make an epoll set")?,
@@ -104,7 +110,7 @@ impl Prober {
             if pending.is_empty() {
                 break;
             }
-            self.start(lab, &mut run, &pending)?;
+            self.start(hosts, &mut run, &pending)?;
             run.wait(servers, *silence)?;
         }
         let mut last = vec![0; probes.len()];
@@ -124,13 +130,13 @@ impl Prober {
     }
 
     /// Makes the sockets of the pending probes, one visit to each source's namespace, and sends.
-    fn start(&mut self, lab: &Lab, run: &mut Run<'_>, pending: &[usize]) -> Result<()> {
+    fn start(&mut self, hosts: &impl Hosts, run: &mut Run<'_>, pending: &[usize]) -> Result<()> {
         let mut by_source: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
         for &probe in pending {
             by_source.entry(&run.probes[probe].from).or_default().push(probe);
         }
         for (source, probes) in by_source {
-            let (netns, _) = lab.host(source)?;
+            let (netns, _) = hosts.host(source)?;
             let asked = run.probes;
             let known = &run.raw;
             let made = thread::scope(|scope| {

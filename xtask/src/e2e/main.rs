@@ -1,0 +1,97 @@
+//! `weir-e2e`: what `cargo xtask e2e` builds and runs.
+
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use clap::Parser;
+use weir_tests::{
+    cluster::{
+        Cluster, Cni, Options, Proxy,
+        binaries::{Binaries, Tool},
+        images,
+    },
+    e2e::{self, Extent, Stage, provider, upstream},
+};
+
+use self::arguments::Arguments;
+
+mod arguments;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask e2e", bin_name = "cargo xtask e2e")]
+struct Program {
+    /// The archive with Weir's image
+    #[arg(long)]
+    image: PathBuf,
+
+    #[command(flatten)]
+    arguments: Arguments,
+}
+
+fn main() -> ExitCode {
+    match run(&Program::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(Program { image, arguments }: &Program) -> Result<()> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let root = root.parent().context("the repository's root")?;
+    if let Some(kubeconfig) = &arguments.kubeconfig {
+        return play(&Stage::of_kubeconfig(kubeconfig.clone(), root)?, arguments);
+    }
+    if let Some(name) = &arguments.cluster {
+        let cluster = Cluster::attach(name)?;
+        cluster.load(image)?;
+        return play(&Stage::of_namespaces(cluster, root)?, arguments);
+    }
+    if arguments.kind || arguments.minikube {
+        let binaries = Binaries::ensure(&[Tool::Agnhost, Tool::CoreDns])?;
+        let mut archives = images::archives(&binaries)?;
+        archives.push(image.clone());
+        let made = if arguments.kind {
+            provider::kind(root, &archives)?
+        } else {
+            provider::minikube(&archives)?
+        };
+        return play(&Stage::of_kubeconfig(made.kubeconfig(), root)?, arguments);
+    }
+    let networks: &[Cni] = if arguments.all {
+        &[Cni::Ptp, Cni::Bridge]
+    } else {
+        &[Cni::Ptp]
+    };
+    let mut failed = Vec::new();
+    for cni in networks {
+        println!("cluster of namespaces, pods by {cni:?}");
+        let cluster = Cluster::up(&Options {
+            nodes: 2,
+            cni: *cni,
+            proxy: Proxy::Nftables,
+            images: vec![image.clone()],
+            // The upstream suite looks servers up by name.
+            dns: arguments.upstream,
+            ..Options::default()
+        })?;
+        if let Err(error) = play(&Stage::of_namespaces(cluster, root)?, arguments) {
+            failed.push(format!("{cni:?}: {error:#}"));
+        }
+    }
+    ensure!(failed.is_empty(), "{}", failed.join("\n"));
+    Ok(())
+}
+
+fn play(stage: &Stage, arguments: &Arguments) -> Result<()> {
+    if arguments.upstream {
+        return upstream::play(stage);
+    }
+    let extent = if arguments.all { Extent::All } else { Extent::Core };
+    e2e::run(stage, extent, &arguments.filters)
+}

@@ -51,7 +51,10 @@ pub struct CtSide {
     pub bytes: u64,
     /// TCP: all flags seen, OR-ed (byte 13 of the header). SCTP: `SCTP_*`.
     pub flags: u32,
-    pub pad: u32,
+    /// Of what the pod received: ifindex of the local pod's interface from which the peer's packets are known to come
+    /// straight, neither translated nor detoured (`direct` in ebpf/); 0: not known. Only ever a hint: who uses it
+    /// asks the endpoint and the entry behind it.
+    pub via: u32,
 }
 
 pub const TCP_FIN: u32 = 1;

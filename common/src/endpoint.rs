@@ -45,6 +45,11 @@ impl EndpointEntry {
     pub const AUDIT: u32 = 64;
     /// Packets start with the network header (no Ethernet header).
     pub const LAYER3: u32 = 128;
+    /// Nothing on the interface or around it needs the kernel's forwarding: what a pod behind such an interface sends to
+    /// another one may be handed over directly.
+    pub const DIRECT: u32 = 256;
+    /// The node routes by destination alone: answers go the way back that their questions came.
+    pub const SYMMETRIC: u32 = 512;
 
     #[inline(always)]
     #[must_use]

@@ -57,7 +57,13 @@ pub struct DenialEntry {
     pub reason: u8,
     pub direction: u8,
     pub icmp: u16,
-    pub pad: u32,
+    /// Of an open flow that was cut: [`DenialEntry::OPENED_BY_POD`] or [`DenialEntry::OPENED_BY_PEER`]; else 0.
+    pub cut: u32,
+}
+
+impl DenialEntry {
+    pub const OPENED_BY_POD: u32 = 1;
+    pub const OPENED_BY_PEER: u32 = 2;
 }
 
 /// A denial that has been silent for this long is a new one when it comes again, ns.

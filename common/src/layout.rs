@@ -51,6 +51,8 @@ pub mod map {
     pub const SOURCES: &str = "SOURCES";
     /// Per-CPU hash: trace (u32) -> new flows decided by it (u64). Elements are made by the agent.
     pub const TRACES: &str = "TRACES";
+    /// Array of one u64: packets between local pods may be handed over directly until then (`CLOCK_MONOTONIC`, ns).
+    pub const DIRECT_UNTIL: &str = "DIRECT_UNTIL";
     /// Array of one [`super::Config`].
     pub const CONFIG: &str = "CONFIG";
     /// LRU hash: [`crate::conntrack::CtKey`] -> [`crate::conntrack::CtEntry`], confirmed.
@@ -69,7 +71,7 @@ pub mod map {
     pub const TALLIES: &str = "TALLIES";
 
     /// Maps of one generation: rebuilt by every agent, replaced as a whole.
-    pub const POLICY: [&str; 9] = [
+    pub const POLICY: [&str; 10] = [
         ENDPOINTS,
         ADDRESSES,
         CIDRS,
@@ -79,6 +81,7 @@ pub mod map {
         SOURCE_PORTS,
         SOURCES,
         TRACES,
+        DIRECT_UNTIL,
     ];
     /// Maps that outlive generations.
     pub const STATE: [&str; 8] = [

@@ -15,7 +15,7 @@ use weir_common::{
 };
 
 use crate::{
-    counters,
+    counters, direct,
     endpoint::Endpoint,
     event,
     flow::Flow,
@@ -146,7 +146,12 @@ pub fn follow(endpoint: *const EndpointEntry, scratch: &mut Scratch) -> Reason {
             };
             flow.decision = known.decision;
             touch(entry, flow);
+            if flow.from_pod {
+                // SAFETY: a live map element; one word, of which nothing is believed that is not checked.
+                flow.via = unsafe { kernel::read(&raw const (*entry).sides[1].via) };
+            }
             if matches!(place, Place::Unconfirmed) {
+                direct::learn(entry, scratch);
                 // SAFETY: a live map element, and this packet's working memory.
                 unsafe { weir_promote(scratch, entry) };
             }
@@ -176,7 +181,7 @@ pub fn follow_related(endpoint: *const EndpointEntry, scratch: &mut Scratch) -> 
 /// The reason to pass (or, where the endpoint is only audited, to have dropped) a packet of this flow; `None` where
 /// the flow must be judged again.
 #[inline(always)]
-fn current(entry: &CtEntry, endpoint: &Endpoint) -> Option<Reason> {
+pub fn current(entry: &CtEntry, endpoint: &Endpoint) -> Option<Reason> {
     if entry.epoch != endpoint.epoch() {
         None
     } else if entry.decision.allows() {
@@ -190,7 +195,7 @@ fn current(entry: &CtEntry, endpoint: &Endpoint) -> Option<Reason> {
 
 /// True where the packet belongs to the flow of this entry; false where it begins another under the same key.
 #[inline(always)]
-fn continues(entry: &CtEntry, flow: &Flow) -> bool {
+pub fn continues(entry: &CtEntry, flow: &Flow) -> bool {
     let protocol = flow.key.protocol();
     if flow.now > entry.last_seen() + SHORTEST_LIFETIME && entry.expired(protocol, flow.now) {
         return false;
@@ -217,7 +222,7 @@ fn continues(entry: &CtEntry, flow: &Flow) -> bool {
 
 /// Remembers a packet in its flow's entry.
 #[inline(always)]
-fn touch(entry: *mut CtEntry, flow: &mut Flow) {
+pub fn touch(entry: *mut CtEntry, flow: &mut Flow) {
     // SAFETY: a live map element. Only counters, times and flags of one side are written, so that an element that
     // was recycled meanwhile gets no rights, but a wrong count at worst.
     unsafe {

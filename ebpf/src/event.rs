@@ -5,6 +5,7 @@ use aya_ebpf::{
     maps::{Array, LruHashMap, RingBuf},
 };
 use weir_common::{
+    Direction,
     conntrack::{CtEntry, CtKey},
     counters::Tally,
     event::{DENIAL_LIFETIME, DenialEntry, Event, EventKind},
@@ -100,17 +101,28 @@ fn ended(flow: &Flow, entry: *const CtEntry, reason: u8) {
     send(flow, &event);
 }
 
-/// True where a packet of this flow was denied not long ago: at the least, if the flow was cut.
+/// Who had opened this flow, if it was cut not long ago.
 #[inline(always)]
-pub fn was_denied(flow: &Flow) -> bool {
-    match DENIALS.get_ptr(&flow.key) {
-        // SAFETY: a live map element; one word. (If it is recycled meanwhile, another denial is as old.)
-        Some(known) => unsafe { flow.now < kernel::read(&raw const (*known).last) + DENIAL_LIFETIME },
-        None => false,
+pub fn was_cut(flow: &Flow) -> Option<Direction> {
+    let known = DENIALS.get_ptr(&flow.key)?;
+    // SAFETY: a live map element. (If it is recycled meanwhile, a flow is judged as the opening of the wrong side.)
+    let (last, cut) = unsafe {
+        (
+            kernel::read(&raw const (*known).last),
+            kernel::read(&raw const (*known).cut),
+        )
+    };
+    if flow.now >= last + DENIAL_LIFETIME {
+        return None;
+    }
+    match cut {
+        DenialEntry::OPENED_BY_POD => Some(Direction::Egress),
+        DenialEntry::OPENED_BY_PEER => Some(Direction::Ingress),
+        _ => None,
     }
 }
 
-/// A packet was denied. That a flow was cut is remembered also where nobody reads events ([`was_denied`]).
+/// A packet was denied. That a flow was cut is remembered also where nobody reads events ([`was_cut`]).
 #[inline(always)]
 pub fn denied(scratch: &mut Scratch, reason: Reason) {
     if wanted() || matches!(reason, Reason::PolicyCut) {
@@ -137,9 +149,23 @@ fn record_denied(scratch: &mut Scratch) {
         reason,
         endpoint,
         flow,
+        open,
         denial,
         ..
     } = scratch;
+    // What was cut stays so however its packets are denied afterwards.
+    denial.cut = if matches!(reason, Reason::PolicyCut) {
+        match open.entry.opener() {
+            Direction::Egress => DenialEntry::OPENED_BY_POD,
+            Direction::Ingress => DenialEntry::OPENED_BY_PEER,
+        }
+    } else {
+        match was_cut(flow) {
+            Some(Direction::Egress) => DenialEntry::OPENED_BY_POD,
+            Some(Direction::Ingress) => DenialEntry::OPENED_BY_PEER,
+            None => 0,
+        }
+    };
     let (reason, epoch) = (*reason as u8, endpoint.epoch());
     let direction = flow.direction() as u8;
     if let Some(known) = DENIALS.get_ptr_mut(&flow.key) {
@@ -168,7 +194,6 @@ fn record_denied(scratch: &mut Scratch) {
     denial.reason = reason;
     denial.direction = direction;
     denial.icmp = flow.icmp;
-    denial.pad = 0;
     // Without an entry the flow's next packet is told as well: too much rather than too little.
     let _ = DENIALS.insert(&flow.key, &*denial, 0);
     if !wanted() {

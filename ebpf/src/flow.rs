@@ -27,6 +27,10 @@ pub struct Flow {
     /// What policy said, for the event.
     pub decision: Decision,
     pub ifindex: u32,
+    /// The interface that the packet came in by; 0: the node itself made it.
+    pub ingress_ifindex: u32,
+    /// Of a packet that the pod sends: what its entry's [`weir_common::conntrack::CtSide::via`] says.
+    pub via: u32,
     /// ICMP: type << 8 | code.
     pub icmp: u16,
     pub tcp_flags: u8,

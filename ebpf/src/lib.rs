@@ -13,6 +13,7 @@
 
 mod conntrack;
 mod counters;
+mod direct;
 mod endpoint;
 mod event;
 mod flow;

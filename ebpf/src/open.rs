@@ -1,7 +1,7 @@
 //! New flows, and flows that a change made doubtful: where policy is asked.
 
 use weir_common::{
-    Addr, Direction,
+    Direction,
     conntrack::{CtEntry, CtSide, State},
     endpoint::EndpointEntry,
     policy::Slot,
@@ -10,7 +10,7 @@ use weir_common::{
 
 use crate::{
     conntrack::{Inserted, Place},
-    counters,
+    counters, direct,
     endpoint::Endpoint,
     event,
     flow::Flow,
@@ -87,6 +87,16 @@ fn judge(endpoint: *const EndpointEntry, scratch: &mut Scratch, replaces: Option
     let mut opener = scratch.flow.direction();
     let mut adopted = false;
     let mut first = true;
+    // What policy has cut does not come back by being taken for something else: an old connection, or one that the
+    // other side opens. It is judged as it was opened.
+    let cut = if scratch.flow.is_midflow() {
+        event::was_cut(&scratch.flow)
+    } else {
+        None
+    };
+    if let Some(direction) = cut {
+        opener = direction;
+    }
     loop {
         let Scratch { flow, open, .. } = &mut *scratch;
         open.question.icmp = flow.icmp;
@@ -99,11 +109,10 @@ fn judge(endpoint: *const EndpointEntry, scratch: &mut Scratch, replaces: Option
         let Scratch { flow, open, .. } = &mut *scratch;
         if first {
             flow.decision = open.answer.decision;
-            adopted = flow.is_midflow() && flow.now < open.adopt_until;
+            adopted = cut.is_none() && flow.is_midflow() && flow.now < open.adopt_until;
         }
         // Who opened a connection that is older than this interface's programs is not known: either side will do.
-        // But one that was cut is not older, and its next packet must not bring it back to life from the other side.
-        if open.answer.decision.allows() || !adopted || !first || event::was_denied(flow) {
+        if open.answer.decision.allows() || !adopted || !first {
             break;
         }
         first = false;
@@ -145,6 +154,8 @@ fn judge(endpoint: *const EndpointEntry, scratch: &mut Scratch, replaces: Option
         endpoint, flow, open, ..
     } = &mut *scratch;
     let entry = &mut open.entry;
+    // SAFETY: memory of our own, integers.
+    unsafe { kernel::clear(entry) };
     entry.epoch = endpoint.epoch();
     entry.decision = flow.decision;
     entry.created = flow.now;
@@ -160,9 +171,12 @@ fn judge(endpoint: *const EndpointEntry, scratch: &mut Scratch, replaces: Option
     if adopted {
         entry.flags |= CtEntry::ADOPTED;
     }
-    clear(entry);
     remember(entry, flow);
     scratch.reason = reason;
+    if matches!(reason, Reason::Allowed) && direct::may_prove(&scratch.endpoint, &scratch.flow) {
+        // SAFETY: this packet's working memory.
+        scratch.open.entry.sides[1].via = unsafe { direct::weir_prove(scratch, 1) };
+    }
     // SAFETY: this packet's working memory.
     if allowed && event::wanted() && unsafe { event::weir_started(scratch) } != 0 {
         scratch.open.entry.flags |= CtEntry::REPORTED;
@@ -275,22 +289,6 @@ fn judge_again(
         unsafe { event::weir_ended(flow, &raw const *copy, Reason::Rejudged as u32) };
     }
     Reason::Rejudged
-}
-
-/// Empties an entry of what an earlier packet has left there, but for what [`open`] sets.
-#[inline(always)]
-fn clear(entry: &mut CtEntry) {
-    entry.nat_addr = Addr::UNSPECIFIED;
-    entry.nat_port = 0;
-    entry.pad = 0;
-    let [a, b] = &mut entry.sides;
-    for side in [a, b] {
-        side.last_seen = 0;
-        side.packets = 0;
-        side.bytes = 0;
-        side.flags = 0;
-        side.pad = 0;
-    }
 }
 
 /// Adds a packet to an entry that no map holds yet.

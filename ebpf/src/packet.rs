@@ -13,6 +13,8 @@ pub trait Packet: Copy {
     fn ifindex(&self) -> u32;
     /// The interface that the packet came in by; 0: the node itself made it.
     fn ingress_ifindex(&self) -> u32;
+    /// The frame was addressed to this interface.
+    fn to_host(&self) -> bool;
     /// Packets on the wire that this one stands for.
     fn segments(&self) -> u32;
     /// Not one packet of the wire, but a number of segments yet to be cut (or just merged).
@@ -71,6 +73,12 @@ impl Packet for Skb {
     #[inline(always)]
     fn ingress_ifindex(&self) -> u32 {
         field!(self, ingress_ifindex)
+    }
+
+    #[inline(always)]
+    fn to_host(&self) -> bool {
+        // PACKET_HOST (include/uapi/linux/if_packet.h)
+        field!(self, pkt_type) == 0
     }
 
     #[inline(always)]
@@ -165,6 +173,10 @@ pub mod test {
 
         fn ingress_ifindex(&self) -> u32 {
             0
+        }
+
+        fn to_host(&self) -> bool {
+            true
         }
 
         fn segments(&self) -> u32 {

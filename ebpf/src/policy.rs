@@ -280,14 +280,14 @@ fn decide<T: Tables>(tables: &T, row: &Part, slot: Slot, key: &CtKey, question: 
         (_, Direction::Egress) => (key.local_port, key.peer_port),
         (_, Direction::Ingress) => (key.peer_port, key.local_port),
     };
-    let mut ask = DecisionKey {
-        row: row.id,
-        protocol,
-        prefix: 0,
-        source_class: 0,
-        port: 0,
-        pad: 0,
+    let mut ask = core::mem::MaybeUninit::<DecisionKey>::uninit();
+    // SAFETY: integers, for which zero is a value.
+    let mut ask = unsafe {
+        kernel::clear_words(ask.as_mut_ptr());
+        ask.assume_init()
     };
+    ask.row = row.id;
+    ask.protocol = protocol;
     if let Slot::Other = slot {
         if row.prefixes.0 & PrefixMask::OTHER_BY_NUMBER != 0
             && let Some(decision) = tables.decision(&ask)

@@ -41,10 +41,12 @@ pub fn run(packet: Skb, direction: Direction) -> i32 {
     flow.bytes = packet.len().saturating_sub(start);
     flow.ifindex = ifindex;
     flow.from_pod = matches!(direction, Direction::Egress);
-    flow.from_node = packet.ingress_ifindex() == 0;
+    flow.ingress_ifindex = packet.ingress_ifindex();
+    flow.from_node = flow.ingress_ifindex == 0;
+    flow.via = 0;
     flow.key.endpoint_protocol = scratch.endpoint.id() << 8;
     scratch.reason = judge(packet, start, endpoint, scratch);
-    verdict::exit(scratch)
+    verdict::exit(packet, scratch)
 }
 
 #[inline(always)]

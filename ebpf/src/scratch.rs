@@ -1,7 +1,12 @@
 //! Working memory: the stack's 512 bytes are not enough.
 
 use aya_ebpf::{macros::map, maps::PerCpuArray};
-use weir_common::{Direction, conntrack::CtEntry, event::DenialEntry, reason::Reason};
+use weir_common::{
+    Direction,
+    conntrack::{CtEntry, CtKey},
+    event::DenialEntry,
+    reason::Reason,
+};
 
 use crate::{
     endpoint::Endpoint,
@@ -26,6 +31,8 @@ pub struct Scratch {
     pub network: Network,
     pub header: Transport,
     pub quoted: Quoted,
+    /// The other end's key of the flow in hand, where that end is a pod of this node too.
+    pub mirror: CtKey,
     pub open: Open,
     pub denial: DenialEntry,
 }

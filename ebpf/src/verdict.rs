@@ -3,7 +3,7 @@
 use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
 use weir_common::{Direction, endpoint::EndpointEntry, reason::Reason};
 
-use crate::{counters, event, kernel, scratch::Scratch};
+use crate::{counters, direct, event, kernel, packet::Skb, scratch::Scratch};
 
 /// What becomes of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,7 +64,7 @@ pub fn leave(reason: Reason, direction: Direction, packets: u32, bytes: u32) -> 
 
 /// Ends a packet's way through an endpoint.
 #[inline(always)]
-pub fn exit(scratch: &mut Scratch) -> i32 {
+pub fn exit(packet: Skb, scratch: &mut Scratch) -> i32 {
     // By way of memory, so that the verifier walks the exit once and not once for each way to it.
     // SAFETY: this processor's own memory, where a reason has just been written.
     let mut reason = unsafe { kernel::read(&raw const scratch.reason) };
@@ -75,7 +75,15 @@ pub fn exit(scratch: &mut Scratch) -> i32 {
         }
     }
     let flow = &scratch.flow;
-    leave(reason, flow.direction(), flow.packets, flow.bytes)
+    let code = leave(reason, flow.direction(), flow.packets, flow.bytes);
+    if flow.via != 0 && matches!(reason, Reason::Established) && direct::may_deliver(packet, scratch) {
+        // SAFETY: this packet's working memory.
+        let ifindex = unsafe { direct::weir_deliver(scratch) };
+        if ifindex != 0 {
+            return direct::hand_over(ifindex);
+        }
+    }
+    code
 }
 
 #[cfg(test)]

@@ -2,8 +2,9 @@
 //! number of rules.
 //!
 //! A repeated test run hands over one and the same packet, which would be a new flow only once. So new flows are
-//! measured through a driver: a program of a few instructions that changes the packet's source port and then
-//! tail-calls the program under test, unchanged. What the driver costs is measured without a callee, and taken off.
+//! measured through a driver: a program of a few instructions that removes the flow's entry, or changes the packet's
+//! source port, and then tail-calls the program under test, unchanged. What the driver costs is measured without a
+//! callee, and taken off (but not what it takes to remove an entry that is there).
 
 use std::{
     io,
@@ -14,8 +15,10 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use weir_common::{
     Direction,
+    conntrack::CtKey,
     counters::Tally,
     endpoint::EndpointEntry,
+    layout::map,
     policy::{Decision, DecisionKey, DirectionPolicy, PrefixMask, Row},
 };
 
@@ -44,16 +47,22 @@ pub struct Nanoseconds {
     pub established: f64,
     /// The same for one that the pod sends (its source is checked).
     pub established_from_pod: f64,
-    /// The first packet of an allowed flow, its entry included.
+    /// The first packet of an allowed flow, its entry included, and the removal of that entry before it comes again: a
+    /// connection's way through the table, as its confirmation removes the entry too.
     pub new: f64,
+    /// The same for flows of which each leaves its entry, as in a flood: every one takes memory that no cache holds.
+    pub flood: f64,
     /// A packet that policy denies.
     pub denied: f64,
 }
 
 const POD: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 2);
 const PORT: u16 = 8080;
-/// New flows per measurement: source ports.
+const ENDPOINT: u32 = 1;
+/// New flows per measurement of a flood: source ports.
 const FLOWS: u32 = 60_000;
+/// The source port of flows that are made and removed.
+const AGAIN: u16 = 998;
 /// Series of which the fastest counts.
 const SERIES: u32 = 20;
 
@@ -93,7 +102,31 @@ pub fn measure(rules: Rules, repeat: u32) -> Result<Nanoseconds> {
     let established_from_pod = series(Hook::FROM_POD, &answer, PASS)?;
     let denied = series(Hook::TO_POD, &tcp(peer, pod, (999, PORT + 1), SYN), DROP)?;
 
-    let driver = Driver::new()?;
+    let again = tcp(peer, pod, (AGAIN, PORT), SYN);
+    let key = CtKey {
+        endpoint_protocol: ENDPOINT << 8 | u32::from(crate::packet::TCP),
+        local_port: PORT,
+        peer_port: AGAIN,
+        local: pod.into(),
+        peer: peer.into(),
+    };
+    let driver = Driver::new(Before::Remove(programs.map_fd(map::UNCONFIRMED)?.as_raw_fd(), key))?;
+    let alone = fastest(|| driver.run(&again, repeat / SERIES))?;
+    driver.drive(programs.program_fd(Direction::Ingress)?.as_raw_fd())?;
+    let together = fastest(|| {
+        let before = programs.tally(Tally::Unconfirmed)?;
+        let time = driver.run(&again, repeat / SERIES)?;
+        let made = programs.tally(Tally::Unconfirmed)? - before;
+        if made < u64::from(repeat / SERIES) {
+            bail!("{made} of {} packets were new flows", repeat / SERIES);
+        }
+        Ok(time)
+    })?;
+    // The driver's own time holds that of an empty program already.
+    let empty = empty(repeat)?;
+    let new = together - (alone - empty);
+
+    let driver = Driver::new(Before::NextPort)?;
     let syn = tcp(peer, pod, (1024, PORT), SYN);
     let alone = fastest(|| driver.run(&syn, FLOWS / SERIES))?;
     driver.drive(programs.program_fd(Direction::Ingress)?.as_raw_fd())?;
@@ -108,12 +141,12 @@ pub fn measure(rules: Rules, repeat: u32) -> Result<Nanoseconds> {
         }
         Ok(time)
     })?;
-    // The driver's own time holds that of an empty program already.
-    let overhead = alone - empty(repeat)?;
+    let flood = together - (alone - empty);
     Ok(Nanoseconds {
         established,
         established_from_pod,
-        new: together - overhead,
+        new,
+        flood,
         denied,
     })
 }
@@ -199,12 +232,14 @@ fn fill(programs: &mut Programs, rules: Rules, count: u32) -> Result<IpAddr> {
 }
 
 fn put_endpoint(programs: &mut Programs, egress: DirectionPolicy, ingress: DirectionPolicy) -> Result<()> {
-    let stamp = EndpointEntry::make_stamp(1, 1);
+    let stamp = EndpointEntry::make_stamp(ENDPOINT, 1);
+    programs.set_direct_until(u64::MAX)?;
     programs.set_endpoint(&EndpointEntry {
         stamp,
         adopt_until: 0,
         ifindex: IFINDEX,
-        flags: EndpointEntry::INGRESS_ISOLATED | EndpointEntry::EGRESS_ISOLATED,
+        // As on a node that hands packets between its pods over: the peer might be one of them.
+        flags: EndpointEntry::INGRESS_ISOLATED | EndpointEntry::EGRESS_ISOLATED | EndpointEntry::DIRECT,
         addr4: POD.into(),
         addr6: weir_common::Addr::UNSPECIFIED,
         egress,
@@ -220,9 +255,9 @@ struct Driver {
 }
 
 impl Driver {
-    fn new() -> Result<Self> {
+    fn new(before: Before) -> Result<Self> {
         let callee = program_array()?;
-        let program = load(&driver(callee.as_raw_fd()))?;
+        let program = load(&driver(before, callee.as_raw_fd()))?;
         Ok(Self { program, callee })
     }
 
@@ -242,15 +277,70 @@ impl Driver {
     }
 }
 
-/// Adds one to the source port of an IPv4 packet without options, then jumps.
-fn driver(array: RawFd) -> Vec<u64> {
+/// What a driver does before it jumps.
+enum Before {
+    /// Adds one to the source port of an IPv4 packet without options.
+    NextPort,
+    /// Removes the entry of a flow from a map.
+    Remove(RawFd, CtKey),
+}
+
+fn driver(before: Before, array: RawFd) -> Vec<u64> {
+    const TAIL_CALL: i32 = 12;
+    // r6 = the context
+    let mut code = vec![instruction(0xbf, 6, 1, 0, 0)];
+    match before {
+        Before::NextPort => code.extend(next_port()),
+        Before::Remove(map, key) => code.extend(remove(map, &key)),
+    }
+    // tail_call(context, array, 0)
+    code.push(instruction(0xbf, 1, 6, 0, 0));
+    code.extend(load_map(2, array));
+    code.extend([
+        mov(3, 0),
+        instruction(0x85, 0, 0, 0, TAIL_CALL),
+        mov(0, -1),
+        instruction(0x95, 0, 0, 0, 0),
+    ]);
+    code
+}
+
+/// A register becomes a map: an immediate of two instructions, whose source register says that it is a descriptor.
+fn load_map(register: u8, map: RawFd) -> [u64; 2] {
+    [instruction(0x18, register, 1, 0, map), 0]
+}
+
+fn remove(map: RawFd, key: &CtKey) -> Vec<u64> {
+    const MAP_DELETE_ELEM: i32 = 3;
+    const SIZE: i16 = size_of::<CtKey>() as i16;
+    let mut words = vec![
+        key.endpoint_protocol,
+        // Two halves as they lie in memory.
+        pair_of_halves(key.local_port, key.peer_port),
+    ];
+    words.extend(key.local.0);
+    words.extend(key.peer.0);
+    // *(u32 *)(stack - SIZE + 4 * i) = word
+    let mut code: Vec<u64> = words
+        .iter()
+        .zip(0_i16..)
+        .map(|(word, i)| instruction(0x62, 10, 0, 4 * i - SIZE, *word as i32))
+        .collect();
+    // map_delete_elem(map, stack - SIZE)
+    code.extend(load_map(1, map));
+    code.extend([
+        instruction(0xbf, 2, 10, 0, 0),
+        instruction(0x07, 2, 0, 0, i32::from(-SIZE)),
+        instruction(0x85, 0, 0, 0, MAP_DELETE_ELEM),
+    ]);
+    code
+}
+
+fn next_port() -> Vec<u64> {
     const SOURCE_PORT: i32 = 14 + 20;
     const SKB_STORE_BYTES: i32 = 9;
-    const TAIL_CALL: i32 = 12;
     const SKB_LOAD_BYTES: i32 = 26;
-    let mut code = vec![
-        // r6 = the context
-        instruction(0xbf, 6, 1, 0, 0),
+    vec![
         // skb_load_bytes(context, SOURCE_PORT, stack - 8, 2)
         mov(2, SOURCE_PORT),
         instruction(0xbf, 3, 10, 0, 0),
@@ -271,18 +361,12 @@ fn driver(array: RawFd) -> Vec<u64> {
         mov(4, 2),
         mov(5, 0),
         instruction(0x85, 0, 0, 0, SKB_STORE_BYTES),
-        // tail_call(context, array, 0)
-        instruction(0xbf, 1, 6, 0, 0),
-    ];
-    // r2 = the array (an immediate of two instructions, whose source register says that it is a map's descriptor)
-    code.extend([instruction(0x18, 2, 1, 0, array), 0]);
-    code.extend([
-        mov(3, 0),
-        instruction(0x85, 0, 0, 0, TAIL_CALL),
-        mov(0, -1),
-        instruction(0x95, 0, 0, 0, 0),
-    ]);
-    code
+    ]
+}
+
+fn pair_of_halves(first: u16, second: u16) -> u32 {
+    let ([a, b], [c, d]) = (first.to_ne_bytes(), second.to_ne_bytes());
+    u32::from_ne_bytes([a, b, c, d])
 }
 
 /// `struct bpf_insn` (include/uapi/linux/bpf.h).

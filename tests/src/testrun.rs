@@ -33,6 +33,9 @@ pub const PASS: i32 = -1;
 /// What TC is told to do with a packet that is dropped (`TC_ACT_SHOT`).
 pub const DROP: i32 = 2;
 
+/// What TC is told to do with a packet that is handed to another interface (`TC_ACT_REDIRECT`).
+pub const REDIRECT: i32 = 7;
+
 /// The interface whose packets are tested: every network namespace's loopback has this index.
 pub const IFINDEX: u32 = 1;
 /// Some other interface: where forwarded packets came in.
@@ -223,6 +226,18 @@ impl Programs {
         Ok(self.program(direction)?.fd()?.as_fd())
     }
 
+    /// A map, to be used by others.
+    ///
+    /// # Errors
+    /// The object has no such map.
+    pub fn map_fd(&self, name: &str) -> Result<BorrowedFd<'_>> {
+        use aya::maps::Map;
+        match self.ebpf.map(name) {
+            Some(Map::LruHashMap(map) | Map::HashMap(map)) => Ok(map.fd().as_fd()),
+            _ => bail!("the object has no hash map {name}"),
+        }
+    }
+
     /// How many instructions the verifier walked to be sure of a program (since Linux 5.16).
     ///
     /// # Errors
@@ -272,6 +287,12 @@ impl Programs {
     /// The map cannot be written.
     pub fn remove_endpoint(&mut self) -> Result<()> {
         Ok(self.hash::<u32, EndpointEntry>(map::ENDPOINTS)?.remove(&IFINDEX)?)
+    }
+
+    /// # Errors
+    /// The map cannot be written, or has no such endpoint.
+    pub fn remove_endpoint_of(&mut self, ifindex: u32) -> Result<()> {
+        Ok(self.hash::<u32, EndpointEntry>(map::ENDPOINTS)?.remove(&ifindex)?)
     }
 
     /// # Errors
@@ -363,6 +384,15 @@ impl Programs {
         Ok(array.set(0, config, 0)?)
     }
 
+    /// Says until when packets may be handed over directly (`CLOCK_MONOTONIC`, ns).
+    ///
+    /// # Errors
+    /// The map cannot be written.
+    pub fn set_direct_until(&mut self, until: u64) -> Result<()> {
+        let mut array: Array<_, u64> = Array::try_from(self.map_mut(map::DIRECT_UNTIL)?)?;
+        Ok(array.set(0, until, 0)?)
+    }
+
     /// Makes a trace's counter.
     ///
     /// # Errors
@@ -441,6 +471,7 @@ impl Programs {
         self.clear_trie::<SourcePortKey>(map::SOURCE_PORTS)?;
         self.clear_trie::<SourceKey>(map::SOURCES)?;
         self.set_config(Config::default())?;
+        self.set_direct_until(0)?;
         self.events()?;
         Ok(())
     }

@@ -16,7 +16,7 @@ use crate::{
     cni::{install, plugin},
     control::{
         self,
-        options::{AgentOptions, AttachMode, FlowLogOptions, FlowLogTarget},
+        options::{AgentOptions, AttachMode, FlowLogOptions, FlowLogTarget, Forward},
     },
     memory,
     source::{
@@ -66,6 +66,14 @@ fn attach_modes() -> impl TypedValueParser<Value = AttachMode> {
         "tcx" => AttachMode::Tcx,
         "tc" => AttachMode::Tc,
         _ => AttachMode::Auto,
+    })
+}
+
+fn forward_modes() -> impl TypedValueParser<Value = Forward> {
+    PossibleValuesParser::new(["auto", "kernel", "direct"]).map(|how| match how.as_str() {
+        "kernel" => Forward::Kernel,
+        "direct" => Forward::Direct,
+        _ => Forward::Auto,
     })
 }
 
@@ -125,6 +133,11 @@ pub struct Agent {
     /// How to attach to interfaces
     #[arg(long, value_name = "MODE", default_value = "auto", value_parser = attach_modes())]
     pub attach: AttachMode,
+    /// Who carries packets between local pods: weir directly, unless something on the node (netfilter rules, other
+    /// programs, shaping) needs the kernel's forwarding (auto); always the kernel; or directly also past netfilter
+    /// rules for forwarded packets
+    #[arg(long, value_name = "HOW", default_value = "auto", value_parser = forward_modes())]
+    pub forward: Forward,
     /// Judge and report everything, but drop nothing: to see what policies would do before they do it
     #[arg(long)]
     pub audit: bool,
@@ -175,6 +188,7 @@ impl Agent {
             run_dir: self.run_dir.run_dir,
             bpffs: self.bpffs,
             attach: self.attach,
+            forward: self.forward,
             audit: self.audit,
             flow_log: self.flow_log.map(|path| FlowLogOptions {
                 target: if path.as_os_str() == "-" {
@@ -265,6 +279,8 @@ mod tests {
             "-",
             "--attach",
             "tc",
+            "--forward",
+            "direct",
             "--audit",
             "--log-level",
             "debug",
@@ -298,6 +314,7 @@ mod tests {
                 run_dir: "/r".into(),
                 bpffs: "/b".into(),
                 attach: AttachMode::Tc,
+                forward: Forward::Direct,
                 audit: true,
                 flow_log: Some(FlowLogOptions {
                     target: FlowLogTarget::Stdout,
@@ -328,7 +345,10 @@ mod tests {
             (options.run_dir, options.bpffs),
             ("/run/weir".into(), "/sys/fs/bpf/weir".into())
         );
-        assert_eq!((options.attach, options.audit), (AttachMode::Auto, false));
+        assert_eq!(
+            (options.attach, options.forward, options.audit),
+            (AttachMode::Auto, Forward::Auto, false)
+        );
         assert_eq!(options.flow_period, Duration::from_secs(60));
         assert_eq!(
             options.flow_log,

@@ -129,6 +129,10 @@ fn text(report: &StatusReport, out: &mut dyn Write) -> io::Result<()> {
         "{DIM}weir {} (layout {}), pid {}, attached through {}{DIM:#}",
         report.version, report.layout, report.pid, report.attach
     )?;
+    match &report.forwarding.reason {
+        None => writeln!(out, "{DIM}packets between local pods are handed over directly{DIM:#}")?,
+        Some(reason) => writeln!(out, "{DIM}the kernel forwards between local pods: {reason}{DIM:#}")?,
+    }
     if report.audit {
         writeln!(
             out,
@@ -165,6 +169,13 @@ fn text(report: &StatusReport, out: &mut dyn Write) -> io::Result<()> {
     for endpoint in &report.endpoints {
         if let Some(reason) = &endpoint.reason {
             writeln!(out, "  {}/{}: {reason}", endpoint.namespace, endpoint.pod)?;
+        }
+        if let Some(reason) = &endpoint.forwarding {
+            writeln!(
+                out,
+                "  {}/{}: the kernel forwards its packets: {reason}",
+                endpoint.namespace, endpoint.pod
+            )?;
         }
         for program in &endpoint.foreign_programs {
             writeln!(

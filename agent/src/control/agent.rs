@@ -12,6 +12,7 @@ use super::{
     attach::Attachments,
     endpoints::{Interface, LocalEndpoints},
     explain::{self, ExplainRequest, Explanation},
+    forwarding::Forwarding,
     hits::Hits,
     options::AgentOptions,
     query::QueryError,
@@ -84,6 +85,7 @@ pub struct Agent {
     pub(super) broken: Option<(String, Instant)>,
     /// When endpoints that could not be attached are tried again.
     pub(super) retry: Option<Instant>,
+    pub(super) forwarding: Forwarding,
     /// When memory is given back.
     trim: Option<Instant>,
     /// The naive evaluator of the current objects, for explain. None: something changed since.
@@ -135,6 +137,7 @@ impl Agent {
             settled: false,
             broken: None,
             retry: None,
+            forwarding: Forwarding::default(),
             trim: None,
             world: None,
         };
@@ -253,6 +256,7 @@ impl Agent {
                 self.bind(&pod);
             }
         }
+        self.review_forwarding(now);
         if self.trim.is_some_and(|at| at <= now) {
             self.trim = None;
             memory::trim();
@@ -269,6 +273,7 @@ impl Agent {
             self.removals.next(),
             retry,
             self.retry,
+            self.forwarding.next(),
             self.trim,
             first_sync,
             self.waits.next(),

@@ -114,6 +114,7 @@ impl Agent {
         match self.datapath.attach(id) {
             Ok(()) => {
                 debug!(%pod, id, "enforced");
+                self.forwarding.soon();
                 if let Some(endpoint) = self.endpoints.get_mut(pod) {
                     endpoint.attached = true;
                     endpoint.trouble = None;

@@ -24,6 +24,7 @@ mod dump;
 mod endpoints;
 mod enforce;
 pub mod explain;
+mod forwarding;
 mod hits;
 mod observe;
 pub mod options;
@@ -277,6 +278,7 @@ fn datapath_options(options: &AgentOptions) -> datapath::Options {
         AttachMode::Tcx => datapath::AttachMode::Tcx,
         AttachMode::Tc => datapath::AttachMode::Tc,
     };
+    datapath.forward = options.forward;
     datapath
 }
 

@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use crate::cni;
-pub use crate::datapath::AttachMode;
+pub use crate::datapath::{AttachMode, Forward};
 use crate::source::SourceOptions;
 
 /// Where flow records go.
@@ -33,6 +33,7 @@ pub struct AgentOptions {
     /// Directory below a mounted bpffs.
     pub bpffs: PathBuf,
     pub attach: AttachMode,
+    pub forward: Forward,
     /// Judge and report, but drop nothing.
     pub audit: bool,
     pub flow_log: Option<FlowLogOptions>,

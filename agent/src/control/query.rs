@@ -150,6 +150,9 @@ pub struct EndpointReport {
     pub epoch: u32,
     pub ingress: DirectionReport,
     pub egress: DirectionReport,
+    /// Why the kernel forwards its packets, where those of other pods are handed over directly.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub forwarding: Option<String>,
     /// Programs of others on the same interface.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub foreign_programs: Vec<String>,
@@ -215,6 +218,16 @@ pub struct FlowReport {
     pub log_error: Option<String>,
 }
 
+/// Who carries packets between local pods.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ForwardingReport {
+    /// Weir hands them over; else the kernel forwards them.
+    pub direct: bool,
+    /// Why the kernel does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
 /// Answer of `weir status`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StatusReport {
@@ -227,6 +240,8 @@ pub struct StatusReport {
     pub reason: Option<String>,
     /// `tcx` or `tc`.
     pub attach: String,
+    #[serde(default)]
+    pub forwarding: ForwardingReport,
     /// Verdicts are reported, nothing is dropped.
     pub audit: bool,
     /// What the source is and how it does, for people.

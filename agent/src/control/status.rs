@@ -6,8 +6,8 @@ use super::{
     agent::Agent,
     endpoints::LocalEndpoint,
     query::{
-        CounterReport, DirectionReport, EndpointReport, EndpointState, EvictionReport, MapReport, PolicyName,
-        Readiness, ShortageReport, StatusReport,
+        CounterReport, DirectionReport, EndpointReport, EndpointState, EvictionReport, ForwardingReport, MapReport,
+        PolicyName, Readiness, ShortageReport, StatusReport,
     },
 };
 use crate::{
@@ -68,6 +68,10 @@ impl Agent {
                 Mode::Tc => "tc",
             }
             .to_owned(),
+            forwarding: ForwardingReport {
+                direct: self.datapath.forwarding_obstacle().is_none(),
+                reason: self.datapath.forwarding_obstacle().map(str::to_owned),
+            },
             audit: self.options.audit,
             source: self.options.source.to_string(),
             watches: Vec::new(),
@@ -152,6 +156,10 @@ impl Agent {
             epoch: endpoint.id.and_then(|id| self.datapath.epoch(id)).unwrap_or_default(),
             ingress,
             egress,
+            forwarding: endpoint
+                .id
+                .and_then(|id| self.datapath.endpoint_obstacle(id))
+                .map(str::to_owned),
             foreign_programs: foreign_programs.iter().map(ToString::to_string).collect(),
         }
     }

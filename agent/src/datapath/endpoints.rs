@@ -47,9 +47,18 @@ pub(super) struct Endpoint {
     pub written: Option<u32>,
     /// Both hooks run the current generation's programs.
     pub attached: bool,
+    /// What about its interface needs the kernel's forwarding; the outer None: nobody has looked yet.
+    pub forwarding: Option<Option<String>>,
+    /// The node routes by destination alone.
+    pub symmetric: bool,
 }
 
 impl Endpoint {
+    /// Packets may be handed over between this endpoint and others directly.
+    pub(super) fn is_direct(&self) -> bool {
+        self.attached && self.forwarding == Some(None)
+    }
+
     pub(super) fn bind(&mut self, binding: InterfaceBinding) {
         let stays = self.binding.as_ref().is_some_and(|old| old.ifindex == binding.ifindex);
         if !binding.adopt_for.is_zero() {
@@ -57,6 +66,9 @@ impl Endpoint {
             self.adopt_until = sys::clock().saturating_add(period);
         } else if !stays {
             self.adopt_until = 0;
+        }
+        if !stays {
+            self.forwarding = None;
         }
         self.binding = Some(binding);
     }
@@ -82,6 +94,8 @@ impl Endpoint {
             (EndpointEntry::MORE_SOURCES, !binding.more_sources.is_empty()),
             (EndpointEntry::AUDIT, binding.audit),
             (EndpointEntry::LAYER3, binding.layer3),
+            (EndpointEntry::DIRECT, self.is_direct() && !binding.layer3),
+            (EndpointEntry::SYMMETRIC, self.symmetric),
         ];
         let stamp = EndpointEntry::make_stamp(binding.id, self.epoch);
         Some(EndpointEntry {

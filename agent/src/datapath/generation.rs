@@ -35,6 +35,7 @@ pub(super) struct Generation {
     pub pin: Numbered,
     pub maps: Maps,
     programs: [OwnedFd; 2],
+    direct_until: Array<MapData, u64>,
 }
 
 /// The maps of one generation (`layout::map::POLICY`).
@@ -98,11 +99,24 @@ impl Generation {
             .map_err(|error| Error::Load { detail: chain(&error) })?;
         let programs = programs(&mut ebpf, &pin.path)?;
         let maps = Maps::take(&mut ebpf, options)?;
-        Ok(Self { pin, maps, programs })
+        let (direct_until, _) = typed(&mut ebpf, map::DIRECT_UNTIL)?;
+        Ok(Self {
+            pin,
+            maps,
+            programs,
+            direct_until,
+        })
     }
 
     pub(super) fn program(&self, direction: Direction) -> BorrowedFd<'_> {
         self.programs[direction as usize].as_fd()
+    }
+
+    /// Says until when packets may be handed over directly (`CLOCK_MONOTONIC`, ns).
+    pub(super) fn set_direct_until(&mut self, until: u64) -> Result<()> {
+        self.direct_until
+            .set(0, until, 0)
+            .map_err(|error| Error::map(map::DIRECT_UNTIL, "write an entry", 1, error))
     }
 
     /// Where the generation is pinned.

@@ -17,9 +17,12 @@ mod endpoints;
 mod environment;
 mod error;
 mod execute;
+mod forwarding;
 mod generation;
 mod inherit;
 mod links;
+mod netfilter;
+mod netlink;
 mod options;
 mod pins;
 mod shape;
@@ -49,6 +52,7 @@ pub use self::{
     endpoints::InterfaceBinding,
     environment::running_agent,
     error::{Error, Result},
+    forwarding::Forward,
     inherit::{Inherited, OldEndpoint},
     links::{ForeignProgram, Mode},
     options::{AttachMode, Options},
@@ -80,6 +84,8 @@ pub struct Datapath {
     next_id: u32,
     /// What sweeps must know of endpoints, wherever they run.
     shared: Arc<Shared>,
+    /// Why the kernel forwards between local pods; the outer None: nobody has looked yet.
+    kernel_forwards: Option<Option<String>>,
     _locks: environment::Locks,
 }
 
@@ -146,6 +152,7 @@ impl Datapath {
             endpoints: HashMap::new(),
             next_id: last_id % MAX_ENDPOINT_ID + 1,
             shared,
+            kernel_forwards: None,
             _locks: locks,
         };
         Ok((datapath, inherited))
@@ -397,6 +404,7 @@ impl Datapath {
             endpoint.policy = None;
             endpoint.written = None;
             endpoint.attached = false;
+            endpoint.forwarding = None;
         }
         self.generation = generation;
         self.options = options;

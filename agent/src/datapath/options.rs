@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use weir_common::layout::map;
 
+use super::forwarding::Forward;
 use crate::policy::plan::Capacity;
 
 /// How programs get onto interfaces.
@@ -26,6 +27,8 @@ pub struct Options {
     /// Directory of the lock. Made if missing.
     pub run_dir: PathBuf,
     pub attach: AttachMode,
+    /// Who carries packets between local pods.
+    pub forward: Forward,
     /// Sizes of the maps that the policy compiler fills.
     pub capacity: Capacity,
     /// Local endpoints.
@@ -50,6 +53,7 @@ impl Options {
             bpffs: bpffs.into(),
             run_dir: run_dir.into(),
             attach: AttachMode::Auto,
+            forward: Forward::Auto,
             capacity: Capacity {
                 addresses: 131_072,
                 cidrs: 65_536,

@@ -7,7 +7,7 @@ use weir_common::{
 };
 
 use super::Network;
-use crate::packet::Packet;
+use crate::{kernel, packet::Packet};
 
 /// FIN, SYN, RST, PSH, ACK, URG: every segment of a connection has at least one.
 const TCP_FLAGS: u32 = 0x3f;
@@ -88,12 +88,8 @@ impl Icmp {
 /// Parses the transport header of a packet that begins with one (no later fragment).
 #[inline(always)]
 pub fn parse<P: Packet>(packet: P, network: &Network, header: &mut Transport) -> Result<(), Reason> {
-    header.source_port = 0;
-    header.destination_port = 0;
-    header.icmp = 0;
-    header.header = 0;
-    header.flags = 0;
-    header.tcp_flags = 0;
+    // SAFETY: memory of our own, integers.
+    unsafe { kernel::clear_words(header) };
     let found = match network.protocol {
         IPPROTO_TCP => tcp(packet, network, header),
         IPPROTO_UDP => udp(packet, network, header),

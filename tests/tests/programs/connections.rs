@@ -419,3 +419,45 @@ fn the_two_ends_of_a_local_flow_share_nothing() {
     world.to_pod("data", &tcp(V4.peer, V4.pod, (80, 1000), ACK), Reason::PolicyDenied);
     world.from_pod("SYN", &tcp(V4.pod, V4.peer, (1000, 80), SYN), Reason::Allowed);
 }
+
+#[test]
+fn what_was_cut_is_judged_as_it_was_opened_whoever_speaks_next() {
+    for adopting in [false, true] {
+        let mut world = World::new(allow_all(), allow_all());
+        if adopting {
+            world.endpoint.adopt_until = u64::MAX;
+            world.store();
+        }
+        for family in FAMILIES {
+            let (pod, peer) = (family.pod, family.peer);
+            let flow = key(TCP, (pod, 80), (peer, 1000));
+            world.to_pod("SYN", &tcp(peer, pod, (1000, 80), SYN), Reason::Allowed);
+            world.from_pod("SYN ACK", &tcp(pod, peer, (80, 1000), SYN | ACK), Reason::Established);
+            world.to_pod("ACK", &tcp(peer, pod, (1000, 80), ACK), Reason::Established);
+            world.flip(allow_all(), deny_all());
+            world.to_pod("data", &tcp(peer, pod, (1000, 80), ACK | PSH), Reason::PolicyCut);
+            // What the pod sends again is no connection of its own, which it would be allowed to open.
+            for _ in 0..2 {
+                world.from_pod("again", &tcp(pod, peer, (80, 1000), ACK | PSH), Reason::PolicyDenied);
+                world.to_pod("again", &tcp(peer, pod, (1000, 80), ACK | PSH), Reason::PolicyDenied);
+            }
+            world.flip(allow_all(), allow_all());
+            world.from_pod("allowed again", &tcp(pod, peer, (80, 1000), ACK | PSH), Reason::Allowed);
+            let entry = world.unconfirmed(&flow).expect("an entry");
+            assert_eq!(entry.flags, CtEntry::OPENED_BY_PEER);
+            world.flip(allow_all(), allow_all());
+        }
+    }
+}
+
+#[test]
+fn a_new_connection_on_the_ports_of_a_cut_one_is_its_openers() {
+    let mut world = World::new(allow_all(), allow_all());
+    let (pod, peer) = (V4.pod, V4.peer);
+    world.to_pod("SYN", &tcp(peer, pod, (1000, 80), SYN), Reason::Allowed);
+    world.flip(allow_all(), deny_all());
+    world.to_pod("data", &tcp(peer, pod, (1000, 80), ACK | PSH), Reason::PolicyCut);
+    world.from_pod("SYN", &tcp(pod, peer, (80, 1000), SYN), Reason::Allowed);
+    let entry = world.unconfirmed(&key(TCP, (pod, 80), (peer, 1000))).expect("an entry");
+    assert_eq!(entry.flags, 0, "the pod's own");
+}

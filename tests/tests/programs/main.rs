@@ -4,6 +4,7 @@
 
 mod compiled;
 mod connections;
+mod direct;
 mod events;
 mod fragments;
 mod icmp;

@@ -14,7 +14,7 @@ use weir_common::{
 };
 use weir_tests::{
     packet::ETHERNET,
-    testrun::{Counters, DROP, Hook, IFINDEX, PASS, Programs, Sizes},
+    testrun::{Counters, DROP, Hook, IFINDEX, PASS, Programs, REDIRECT, Sizes},
 };
 
 pub const ENDPOINT: u32 = 0x1234;
@@ -207,6 +207,30 @@ impl World {
             "{name}: counters"
         );
         assert_eq!(action, if reason.is_drop() { DROP } else { PASS }, "{name}: action");
+        self.counters = counters;
+    }
+
+    /// Hands over a packet that the pod sends to another one of the node, and compares that it is counted for both
+    /// and handed on; or with `direct` not set, that it goes the kernel's way.
+    #[track_caller]
+    pub fn expect_sent(&mut self, name: &str, packet: &[u8], direct: bool) {
+        let mut frame = packet.to_vec();
+        // To the interface itself, as what goes through a router is: the loopback's address.
+        frame[..6].fill(0);
+        let action = match self.programs().run(Hook::FROM_POD, &frame) {
+            Ok(action) => action,
+            Err(error) => panic!("{name}: {error:#}"),
+        };
+        let counters = self.programs().counters().expect("the counters");
+        let bytes = (packet.len() - ETHERNET) as u64;
+        let mut expected = Counters::only(Reason::Established, Direction::Egress, 1, bytes);
+        if direct {
+            expected
+                .0
+                .extend(Counters::only(Reason::Established, Direction::Ingress, 1, bytes).0);
+        }
+        assert_eq!(counters.since(&self.counters), expected, "{name}: counters");
+        assert_eq!(action, if direct { REDIRECT } else { PASS }, "{name}: action");
         self.counters = counters;
     }
 

@@ -24,10 +24,11 @@ const CIDRS_FLATNESS_LIMIT: f64 = 1.5;
 
 type Row = (&'static str, fn(&Nanoseconds) -> f64);
 
-const ROWS: [Row; 4] = [
+const ROWS: [Row; 5] = [
     ("established, to the pod", |ns| ns.established),
     ("established, from the pod", |ns| ns.established_from_pod),
     ("new", |ns| ns.new),
+    ("new, of a flood", |ns| ns.flood),
     ("denied", |ns| ns.denied),
 ];
 

@@ -13,6 +13,8 @@ use crate::{node::Node, world::World};
 pub enum Side {
     Nothing,
     Weir,
+    /// The kernel forwards, as on a node with rules of netfilter.
+    WeirKernel,
     WeirFlowLog,
     Iptables,
     Nftables,
@@ -28,9 +30,10 @@ pub enum Installed<'node> {
 }
 
 impl Side {
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::Nothing,
         Self::Weir,
+        Self::WeirKernel,
         Self::WeirFlowLog,
         Self::Iptables,
         Self::Nftables,
@@ -40,6 +43,7 @@ impl Side {
         match self {
             Self::Nothing => "nothing",
             Self::Weir => "weir",
+            Self::WeirKernel => "weir --forward kernel",
             Self::WeirFlowLog => "weir --flow-log",
             Self::Iptables => "iptables+ipset",
             Self::Nftables => "nftables sets",
@@ -58,6 +62,7 @@ impl Side {
         Ok(match self {
             Self::Nothing => Installed::Nothing,
             Self::Weir => Installed::Weir(node.start_agent(weir, world, &[])?),
+            Self::WeirKernel => Installed::Weir(node.start_agent(weir, world, &["--forward", "kernel"])?),
             Self::WeirFlowLog => {
                 let dir = TempDir::with_prefix("weir-bench-flows-")?;
                 let file = dir.path().join("flows.json");

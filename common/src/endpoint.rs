@@ -48,6 +48,8 @@ impl EndpointEntry {
     /// Nothing on the interface or around it needs the kernel's forwarding: what a pod behind such an interface sends to
     /// another one may be handed over directly.
     pub const DIRECT: u32 = 256;
+    /// The node routes by destination alone: answers go the way back that their questions came.
+    pub const SYMMETRIC: u32 = 512;
 
     #[inline(always)]
     #[must_use]

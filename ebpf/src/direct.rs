@@ -11,6 +11,7 @@
 //! that the sender's entry has. The receiver's entry remembers that interface
 //! ([`weir_common::conntrack::CtSide::via`]). The entry that proves it must be of this flow and not of one that is
 //! translated to the same tuple: the opener's has not been answered yet, the other's has been proven by that one.
+//! Where the node routes by destination alone, what the opening has proven is good for the answers.
 
 use aya_ebpf::{macros::map, maps::Array};
 use weir_common::{
@@ -187,13 +188,19 @@ fn deliver(sent: &Flow, receiver: &mut Scratch) -> bool {
     };
     // SAFETY: a live map element of integers; that other processors write to them is expected.
     let known = unsafe { &*entry };
-    if known.sides[1].via != sent.ifindex
+    if !(known.sides[1].via == sent.ifindex || is_first_answer(known, endpoint, place))
         || !conntrack::continues(known, flow)
         || !matches!(conntrack::current(known, endpoint), Some(Reason::Established))
     {
         return false;
     }
     flow.decision = known.decision;
+    // SAFETY: a live map element. What is written is a hint (see the field).
+    unsafe {
+        if kernel::read(&raw const (*entry).sides[1].via) != sent.ifindex {
+            kernel::write(&raw mut (*entry).sides[1].via, sent.ifindex);
+        }
+    }
     conntrack::touch(entry, flow);
     counters::packet(Reason::Established, Direction::Ingress, flow.packets, flow.bytes);
     if matches!(place, Place::Unconfirmed) {
@@ -201,6 +208,17 @@ fn deliver(sent: &Flow, receiver: &mut Scratch) -> bool {
         unsafe { conntrack::weir_promote(receiver, entry) };
     }
     true
+}
+
+/// True for the first answer to a flow that the receiver has opened, where answers go the way that questions came. The
+/// question has proven that way: the sender's entry says so, or the packet would not have come here.
+#[inline(always)]
+fn is_first_answer(known: &CtEntry, receiver: &Endpoint, place: Place) -> bool {
+    receiver.has(EndpointEntry::SYMMETRIC)
+        && matches!(place, Place::Unconfirmed)
+        && matches!(known.opener(), Direction::Egress)
+        && known.sides[1].packets == 0
+        && known.sides[1].via == 0
 }
 
 /// Gives the packet to the other end of an interface's pair, in its network namespace.

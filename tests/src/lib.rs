@@ -1,6 +1,7 @@
 //! What the integration tests and the demo share: a lab of network namespaces, the driver of agents in it, and the
 //! runner of conformance cases.
 
+pub mod api_world;
 pub mod binary;
 pub mod chart;
 pub mod cluster;

@@ -97,8 +97,8 @@ impl Uninstall {
                 list(&report.remaining)
             ),
             remedy: Some(
-                "where the node is down, nothing is left after its next start but the CNI plugin, in the files of its \
-                 CNI configuration; elsewhere look at the agent's log, and run `weir detach` there"
+                "a node that was down still has the CNI plugin when it comes back, and its pods wait for an agent: install \
+                 and uninstall Weir once more then. Where the node is up, look at the agent's log, and run `weir detach`"
                     .to_owned(),
             ),
         })

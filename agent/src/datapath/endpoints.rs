@@ -49,6 +49,8 @@ pub(super) struct Endpoint {
     pub attached: bool,
     /// What about its interface needs the kernel's forwarding; the outer None: nobody has looked yet.
     pub forwarding: Option<Option<String>>,
+    /// The node routes by destination alone.
+    pub symmetric: bool,
 }
 
 impl Endpoint {
@@ -93,6 +95,7 @@ impl Endpoint {
             (EndpointEntry::AUDIT, binding.audit),
             (EndpointEntry::LAYER3, binding.layer3),
             (EndpointEntry::DIRECT, self.is_direct() && !binding.layer3),
+            (EndpointEntry::SYMMETRIC, self.symmetric),
         ];
         let stamp = EndpointEntry::make_stamp(binding.id, self.epoch);
         Some(EndpointEntry {

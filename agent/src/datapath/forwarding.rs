@@ -45,6 +45,12 @@ const IFLA_LINK_NETNSID: u16 = 37;
 /// Length of `struct tcmsg`.
 const TC_HEADER: usize = 20;
 const TCA_KIND: u16 = 1;
+const RTM_GETRULE: u16 = 34;
+/// Length of `struct fib_rule_hdr`.
+const RULE_HEADER: usize = 12;
+const FRA_PRIORITY: u16 = 6;
+/// Priorities of the rules for the tables local, main and default.
+const FIRST_RULES: [u32; 3] = [0, 32_766, 32_767];
 /// What an interface has that queues nothing.
 const NO_QUEUE: &str = "noqueue";
 
@@ -75,15 +81,17 @@ impl Datapath {
         if until == 0 {
             return Ok(());
         }
+        let symmetric = !routes_by_policy().unwrap_or(true);
         let mut changed = Vec::new();
         for (id, endpoint) in &mut self.endpoints {
             let (Some(binding), true) = (&endpoint.binding, endpoint.attached) else {
                 continue;
             };
             if all || endpoint.forwarding.is_none() {
-                let before = endpoint.is_direct();
+                let before = (endpoint.is_direct(), endpoint.symmetric);
                 endpoint.forwarding = Some(obstacle_on(binding.ifindex, &self.links));
-                if endpoint.is_direct() != before {
+                endpoint.symmetric = symmetric;
+                if (endpoint.is_direct(), endpoint.symmetric) != before {
                     changed.push(*id);
                 }
             }
@@ -105,6 +113,23 @@ impl Datapath {
     pub fn endpoint_obstacle(&self, id: u32) -> Option<&str> {
         self.endpoints.get(&id)?.forwarding.as_ref()?.as_deref()
     }
+}
+
+/// True where there are routing rules besides those that every network namespace begins with (local, main, default).
+fn routes_by_policy() -> io::Result<bool> {
+    for family in [libc::AF_INET, libc::AF_INET6] {
+        let mut header = [0; RULE_HEADER];
+        header[0] = family as u8;
+        let rules = netlink::ask(NETLINK_ROUTE, RTM_GETRULE, netlink::NLM_F_DUMP, &header)?;
+        let mut priorities = rules.iter().map(|rule| {
+            let priority = attribute(rule.body.get(RULE_HEADER..).unwrap_or_default(), FRA_PRIORITY);
+            priority.and_then(|priority| word(priority, 0)).unwrap_or(0)
+        });
+        if priorities.any(|priority| !FIRST_RULES.contains(&priority)) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// What on an interface, or about it, needs the kernel's forwarding.

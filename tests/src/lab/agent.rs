@@ -54,6 +54,8 @@ pub struct AgentOptions {
     pub attach: Attach,
     /// Write a flow log.
     pub flows: bool,
+    /// Where objects come from instead of the manifests: the API server that this leads to from the node's namespace.
+    pub kubeconfig: Option<PathBuf>,
     /// More arguments.
     pub arguments: Vec<String>,
     /// Another binary than [`binary::weir`].
@@ -65,6 +67,7 @@ impl Default for AgentOptions {
         Self {
             attach: Attach::Tcx,
             flows: true,
+            kubeconfig: None,
             arguments: Vec::new(),
             binary: None,
         }
@@ -149,7 +152,10 @@ impl Agent {
     pub fn agent_command(&self) -> Result<Command> {
         let mut command = self.weir()?;
         command.arg("agent").args(["--node", &self.node]);
-        command.arg("--manifests").arg(&self.manifests);
+        match &self.options.kubeconfig {
+            Some(path) => command.arg("--kubeconfig").arg(path),
+            None => command.arg("--manifests").arg(&self.manifests),
+        };
         command.arg("--run-dir").arg(&self.run_dir);
         command.arg("--bpffs").arg(&self.bpffs);
         command.args(["--attach", self.options.attach.name()]);

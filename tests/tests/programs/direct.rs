@@ -413,3 +413,62 @@ fn the_answer_proves_its_way_only_by_an_entry_that_the_opening_has_proven() {
         }
     }
 }
+
+#[test]
+fn the_first_answer_goes_back_by_the_way_of_the_question_where_that_is_the_only_way() {
+    let symmetric = ISOLATED | EndpointEntry::DIRECT | EndpointEntry::SYMMETRIC;
+    let case = |flags: u32, place: &str, via: u32, change: fn(&mut CtEntry), direct: bool| {
+        let mut world = world();
+        let mut receiver = other();
+        receiver.flags = flags;
+        world.programs().set_endpoint(&receiver).expect("the endpoint");
+        let ours = key(TCP, (V4.pod, 80), (V4.peer, 1000));
+        let theirs = mirrored(&ours);
+        let mut asked_of_us = asked();
+        asked_of_us.flags = CtEntry::OPENED_BY_PEER;
+        asked_of_us.sides.swap(0, 1);
+        asked_of_us.sides[1].via = via;
+        let mut asking = asked();
+        change(&mut asking);
+        for (name, key, entry) in [(map::UNCONFIRMED, ours, asked_of_us), (place, theirs, asking)] {
+            world.programs().set_connection(name, key, entry).expect("an entry");
+        }
+        world.expect_sent("SYN ACK", &tcp(V4.pod, V4.peer, (80, 1000), SYN | ACK), direct);
+        if direct {
+            let entry = world.unconfirmed(&theirs).expect("their entry");
+            assert_eq!((entry.sides[1].via, entry.sides[1].packets), (IFINDEX, 1));
+        }
+    };
+    let (same, at_once) = (|_: &mut CtEntry| {}, OTHER_IFINDEX);
+    case(symmetric, map::UNCONFIRMED, at_once, same, true);
+    case(
+        symmetric & !EndpointEntry::SYMMETRIC,
+        map::UNCONFIRMED,
+        at_once,
+        same,
+        false,
+    );
+    case(symmetric, map::CONNECTIONS, at_once, same, false);
+    case(symmetric, map::UNCONFIRMED, 0, same, false);
+    case(
+        symmetric,
+        map::UNCONFIRMED,
+        at_once,
+        |entry| entry.sides[1].packets = 1,
+        false,
+    );
+    case(
+        symmetric,
+        map::UNCONFIRMED,
+        at_once,
+        |entry| entry.flags = CtEntry::OPENED_BY_PEER,
+        false,
+    );
+    case(
+        symmetric,
+        map::UNCONFIRMED,
+        at_once,
+        |entry| entry.sides[1].via = OTHER_IFINDEX,
+        false,
+    );
+}

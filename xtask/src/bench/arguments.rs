@@ -24,6 +24,8 @@ pub enum Name {
     Footprint,
     /// Time to compile policies to decision tables
     Compile,
+    /// From a write to a real Kubernetes API to the changed verdict on the wire; memory, CPU and start at 20,000 pods
+    Api,
     /// What the CNI plugin adds to the start of a pod
     Cni,
 }

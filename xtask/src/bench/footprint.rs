@@ -90,19 +90,19 @@ pub fn run(weir: &Path, quick: bool) -> Result<()> {
     Ok(())
 }
 
-const MIB: f64 = 1_048_576.0;
+pub const MIB: f64 = 1_048_576.0;
 
 /// In MiB.
-struct Memory {
+pub struct Memory {
     /// Resident, with what is shared with nobody else here: the binary's own pages.
-    resident: f64,
+    pub resident: f64,
     /// Of it what only this process has: heap and stacks.
-    private: f64,
-    peak: f64,
+    pub private: f64,
+    pub peak: f64,
 }
 
 impl Memory {
-    fn of(pid: u32) -> Result<Self> {
+    pub fn of(pid: u32) -> Result<Self> {
         let rollup = fields(&format!("/proc/{pid}/smaps_rollup"))?;
         let status = fields(&format!("/proc/{pid}/status"))?;
         let mib = |fields: &BTreeMap<String, u64>, name: &str| {
@@ -132,7 +132,7 @@ fn fields(path: &str) -> Result<BTreeMap<String, u64>> {
 
 /// CPU time of all threads: the scheduler's own clock, since the clock ticks of /proc/PID/stat are ten milliseconds, a
 /// third of what a millicore is in half a minute.
-fn cpu_nanoseconds(pid: u32) -> Result<u64> {
+pub fn cpu_nanoseconds(pid: u32) -> Result<u64> {
     let tasks = format!("/proc/{pid}/task");
     let mut sum = 0;
     for task in fs::read_dir(&tasks).with_context(|| format!("reading {tasks}"))? {

@@ -9,6 +9,7 @@ use clap::{Parser, ValueEnum as _};
 
 use self::arguments::Name;
 
+mod api;
 mod arguments;
 mod cni;
 mod compile;
@@ -65,6 +66,7 @@ fn run(CommandLine { weir, bench }: &CommandLine) -> Result<()> {
             Name::Compile => compile::run(bench.quick),
             Name::Cni => cni::run(weir, bench.quick),
             Name::Packets => packets::run(bench.quick),
+            Name::Api => api::run(weir, bench.quick),
         }?;
     }
     Ok(())

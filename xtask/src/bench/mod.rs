@@ -23,6 +23,9 @@ const PROGRAM: &str = "weir-bench";
 
 pub fn run(arguments: &Arguments) -> Result<()> {
     setup::ensure(Verb::Bench)?;
+    if arguments.names.is_empty() || arguments.names.contains(&arguments::Name::Api) {
+        setup::ensure(Verb::Cluster)?;
+    }
     let weir = build::weir(Profile::Release, &[])?;
     process::run(workspace::cargo().args([
         "build",

@@ -65,6 +65,10 @@ impl Node {
         }
     }
 
+    pub const fn lab(&self) -> &Lab {
+        &self.lab
+    }
+
     /// A directory that goes with the node.
     pub fn directory(&self) -> &Path {
         self.lab.directory()
@@ -87,6 +91,7 @@ impl Node {
             flows: false,
             arguments: arguments.iter().map(|&argument| argument.to_owned()).collect(),
             binary: Some(weir.to_owned()),
+            ..AgentOptions::default()
         };
         let mut agent = Agent::start(&self.lab, NAME, world.path(), options)?;
         agent.wait(READY)?;

@@ -383,6 +383,8 @@ fn a_plugin_that_a_file_may_name_still_is_not_removed() {
 
 #[test]
 fn a_crash_between_any_two_steps_is_recovered_from() {
+    type Files<'a> = &'a [(&'a str, &'a str)];
+
     let after = {
         let mut node = Node::new();
         node.write("10-a.conflist", KIND);
@@ -393,7 +395,7 @@ fn a_crash_between_any_two_steps_is_recovered_from() {
     let half_binary = format!(".{PLUGIN}.{PLUGIN}.tmp");
     // What is on the disk when the agent dies: half of the binary; the binary; half of the list; the new list not yet in
     // place; in place, with the old one under the other name.
-    let states: [(&[(&str, &str)], &[(&str, &str)]); 5] = [
+    let states: [(Files<'_>, Files<'_>); 5] = [
         (&[("10-a.conflist", KIND)], &[(&half_binary, "bin")]),
         (&[("10-a.conflist", KIND)], &[(PLUGIN, "binary")]),
         (&[("10-a.conflist", KIND), (&half, &after[..40])], &[(PLUGIN, "binary")]),

@@ -360,11 +360,18 @@ impl Catalogue {
             None => version > kind.delivered,
         };
         let list = kind.listing.unwrap_or(kind.lists);
+        let listing = kind.listing.is_some();
         if newer {
             self.put_and_tell(slot, raw.clone(), value, list);
         }
-        let entry = self.kinds.get(slot)?.objects.get(&raw)?;
+        let kind = self.kinds.get_mut(slot)?;
+        let entry = kind.objects.get_mut(&raw)?;
         let good = entry.good.as_ref()?;
+        if listing && !newer && self.started && kind.synced {
+            // Known from a list that is not over, and so not told yet.
+            entry.told = true;
+            self.events.push(SourceEvent::Apply(good.object.clone()));
+        }
         Some((good.object.clone(), entry.version))
     }
 
@@ -497,6 +504,15 @@ impl Catalogue {
             if let Some(key) = entry.key() {
                 self.forget_unknown(&key.to_string());
             }
+            self.reports.push(ObjectProblems {
+                api_version: api_version(api),
+                kind: api.kind,
+                namespace: raw.0.clone(),
+                name: raw.1.clone(),
+                uid: String::new(),
+                resource_version: 0,
+                problems: Vec::new(),
+            });
             self.events.push(SourceEvent::Problems {
                 origin: origin(api, raw),
                 problems: Vec::new(),

@@ -180,6 +180,31 @@ fn what_was_read_after_a_list_survives_it() {
 }
 
 #[test]
+fn what_is_read_while_a_list_is_under_way_is_told_at_once() {
+    let mut known = Known::started();
+    known.catalogue.begin(PODS);
+    known.catalogue.item(PODS, &pod("a", 15));
+    assert!(known.events().is_empty(), "a list is told when it is over");
+    assert_eq!(known.read(&pod("a", 15)), Some(15));
+    assert_eq!(known.events(), ["apply a15"]);
+}
+
+#[test]
+fn nobody_reports_on_what_is_gone() {
+    let mut known = Known::started();
+    known.catalogue.changed(POLICIES, &policy("p", 21, json!(-1)));
+    assert_eq!(
+        known.catalogue.reports().last().map(|report| report.problems.len()),
+        Some(1)
+    );
+    known.catalogue.gone(POLICIES, &policy("p", 22, json!(-1)));
+    assert_eq!(
+        known.catalogue.reports().last().map(|report| report.problems.len()),
+        Some(0)
+    );
+}
+
+#[test]
 fn a_store_that_was_put_back_to_an_earlier_state_is_believed() {
     let mut known = Known::started();
     known.catalogue.changed(PODS, &pod("a", 100));

@@ -1,0 +1,422 @@
+//! `api`: from a write to the Kubernetes API to the changed verdict on the wire, and what the agent takes of the node and
+//! of the API server meanwhile.
+//!
+//! A real kube-apiserver with etcd, alone: no kubelet or controller changes what was written. The time that counts goes
+//! from just before the request is sent to the sending of the first packet that meets the new verdict, so it holds the
+//! API server's own time, etcd's, and TLS both ways.
+
+use std::{
+    net::{SocketAddr, UdpSocket},
+    path::Path,
+    sync::mpsc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use serde_json::{Value, json};
+use weir_tests::{
+    api_world,
+    cluster::{Cluster, Component, Options, forward::Forward},
+    lab::{
+        Agent,
+        agent::{AgentOptions, Attach},
+    },
+};
+
+use crate::{
+    footprint::{self, Memory},
+    interrupt, load,
+    node::{self, Node, Pod},
+    priority::Precedence,
+    report::{self, Table},
+    world,
+};
+
+const P50_LIMIT_MS: f64 = 3.0;
+const P99_LIMIT_MS: f64 = 6.0;
+const MEMORY_LIMIT_MB: f64 = 40.0;
+const CPU_LIMIT_MILLICORES: f64 = 1.0;
+const READY_LIMIT_S: f64 = 2.0;
+
+/// Between two probes. The sender sleeps in between: the API server needs the CPU.
+const PROBE: Duration = Duration::from_micros(200);
+/// So many probes in a row with one verdict: what one lost packet cannot pretend.
+const CERTAIN: usize = 5;
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Between two changes: longer than whatever the agent does after one, and not in step with any timer.
+const PAUSE: Duration = Duration::from_millis(37);
+const READY: Duration = Duration::from_secs(120);
+/// After the first sync, before anything is measured at rest.
+const SETTLE: Duration = Duration::from_secs(5);
+/// Writers that fill the API server.
+const WRITERS: usize = 8;
+
+pub fn run(weir: &Path, quick: bool) -> Result<()> {
+    report::heading(
+        "api",
+        "from a write to the Kubernetes API to the first packet that meets the new verdict",
+    );
+    let sizes: &[(usize, usize)] = if quick {
+        &[(1_000, 100)]
+    } else {
+        &[(10_000, 1_000), (20_000, 1_000)]
+    };
+    let changes = if quick { 40 } else { 200 };
+    let mut latencies = Table::new([
+        "remote pods",
+        "policies",
+        "what changes",
+        "changes",
+        "p50 ms",
+        "p99 ms",
+        "max ms",
+        "",
+        "",
+    ]);
+    let mut costs = Table::new([
+        "remote pods",
+        "ready s",
+        "resident MB",
+        "peak MB",
+        "idle millicores",
+        "bytes per pod change",
+        "",
+        "",
+        "",
+    ]);
+    let mut figures = Vec::new();
+    for &(pods, policies) in sizes {
+        let bench = Bench::new(weir, pods, policies)?;
+        // Everything has been compiled once, and the API server has its caches: a node that starts again.
+        let (agent, ready) = bench.start()?;
+        let at_rest = bench.at_rest(&agent, quick)?;
+        let bytes = bench.bytes_per_change(&agent, if quick { 50 } else { 200 })?;
+        costs.row([
+            pods.to_string(),
+            format!("{ready:.2}"),
+            format!("{:.1}", at_rest.resident),
+            format!("{:.1}", at_rest.peak),
+            format!("{:.2}", at_rest.millicores),
+            format!("{bytes:.0}"),
+            format!("ready ≤ {READY_LIMIT_S}: {}", report::at_most(ready, READY_LIMIT_S)),
+            format!(
+                "resident ≤ {MEMORY_LIMIT_MB}: {}",
+                report::at_most(at_rest.resident, MEMORY_LIMIT_MB)
+            ),
+            format!(
+                "idle ≤ {CPU_LIMIT_MILLICORES}: {}",
+                report::at_most(at_rest.millicores, CPU_LIMIT_MILLICORES)
+            ),
+        ]);
+        let mut figure = json!({
+            "pods": pods, "policies": policies, "ready_s": ready, "resident_mb": at_rest.resident, "peak_mb": at_rest.peak,
+            "idle_millicores": at_rest.millicores, "bytes_per_pod_change": bytes, "latency": {},
+        });
+        for kind in Kind::ALL {
+            let samples = bench
+                .latency(kind, changes)
+                .with_context(|| format!("{} with {pods} pods", kind.name()))?;
+            let quantile = |q| report::quantile(&samples, q).unwrap_or(f64::NAN);
+            let (p50, p99, max) = (quantile(0.5), quantile(0.99), quantile(1.0));
+            latencies.row([
+                pods.to_string(),
+                policies.to_string(),
+                kind.name().into(),
+                changes.to_string(),
+                format!("{p50:.2}"),
+                format!("{p99:.2}"),
+                format!("{max:.2}"),
+                format!("p50 ≤ {P50_LIMIT_MS}: {}", report::at_most(p50, P50_LIMIT_MS)),
+                format!("p99 ≤ {P99_LIMIT_MS}: {}", report::at_most(p99, P99_LIMIT_MS)),
+            ]);
+            figure["latency"][kind.name()] = json!({"changes": changes, "p50_ms": p50, "p99_ms": p99, "max_ms": max});
+        }
+        figures.push(figure);
+    }
+    latencies.print();
+    println!();
+    costs.print();
+    report::json_line("api", json!(figures));
+    Ok(())
+}
+
+/// What is changed in turns.
+#[derive(Clone, Copy)]
+enum Kind {
+    /// The rule of the server's policy.
+    Policy,
+    /// The label of the client's pod that the policy asks for.
+    Label,
+}
+
+impl Kind {
+    const ALL: [Self; 2] = [Self::Policy, Self::Label];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Policy => "a policy's rule",
+            Self::Label => "a pod's label",
+        }
+    }
+
+    /// The path and the merge patch that allow, or forbid.
+    fn patch(self, client: &Pod, allow: bool) -> (String, Value) {
+        match self {
+            Self::Policy => (
+                format!(
+                    "/apis/networking.k8s.io/v1/namespaces/{}/networkpolicies/probe",
+                    world::NAMESPACE
+                ),
+                json!({"spec": policy(if allow { "client" } else { "nobody" })["spec"]}),
+            ),
+            Self::Label => (
+                format!("/api/v1/namespaces/{}/pods/{}", world::NAMESPACE, client.name),
+                json!({"metadata": {"labels": {"app": if allow { "client" } else { "stranger" }}}}),
+            ),
+        }
+    }
+}
+
+fn policy(app: &str) -> Value {
+    let from = json!([{ "podSelector": { "matchLabels": { "app": app } } }]);
+    world::policy("probe", "server", &[json!({ "from": from })])
+}
+
+struct AtRest {
+    resident: f64,
+    peak: f64,
+    millicores: f64,
+}
+
+/// A node whose agent reads a filled API server.
+struct Bench {
+    options: AgentOptions,
+    cluster: Cluster,
+    _forwards: Vec<Forward>,
+    node: Node,
+}
+
+impl Bench {
+    fn new(weir: &Path, pods: usize, policies: usize) -> Result<Self> {
+        let cluster = Cluster::up(&Options::default())?;
+        let node = Node::new(&load::LOCAL_PODS)?;
+        let kubeconfig = cluster.directory().join("agent.conf");
+        let forwards = api_world::admit(&cluster, node.lab(), &kubeconfig)?;
+        let bench = Self {
+            options: AgentOptions {
+                attach: Attach::Tcx,
+                flows: false,
+                kubeconfig: Some(kubeconfig),
+                binary: Some(weir.to_owned()),
+                ..AgentOptions::default()
+            },
+            cluster,
+            _forwards: forwards,
+            node,
+        };
+        for object in world::cluster(bench.node.address()?) {
+            api_world::put(bench.cluster.api(), &object)?;
+        }
+        let account = format!("/api/v1/namespaces/{}/serviceaccounts/default", world::NAMESPACE);
+        bench.cluster.api().wait(&account, PATIENCE, |found| found.is_some())?;
+        // From here on they would only evict pods of nodes without a kubelet.
+        bench.cluster.kill(Component::ControllerManager)?;
+        bench.cluster.kill(Component::Scheduler)?;
+        let local = bench.node.pods.iter();
+        let mut objects: Vec<Value> = local
+            .map(|pod| world::pod(&pod.name, &pod.name, pod.address, node::NAME))
+            .collect();
+        objects.push(policy("client"));
+        objects.extend(load::policies(policies));
+        objects.extend(world::remote_pods(pods));
+        bench.fill(&objects)?;
+        Ok(bench)
+    }
+
+    /// Writes objects to the API server, several at once.
+    fn fill(&self, objects: &[Value]) -> Result<()> {
+        let share = objects.len().div_ceil(WRITERS).max(1);
+        thread::scope(|scope| {
+            let writers: Vec<_> = objects
+                .chunks(share)
+                .map(|objects| {
+                    scope.spawn(move || {
+                        objects.iter().try_for_each(|object| {
+                            interrupt::check()?;
+                            api_world::put(self.cluster.api(), object)
+                        })
+                    })
+                })
+                .collect();
+            writers
+                .into_iter()
+                .try_for_each(|writer| writer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+        })
+    }
+
+    /// Starts the agent; returns it with the seconds until everything was enforced.
+    fn start(&self) -> Result<(Agent, f64)> {
+        let start = Instant::now();
+        let mut agent = Agent::start(self.node.lab(), node::NAME, self.node.directory(), self.options.clone())?;
+        while !api_world::is_ready(&agent) {
+            ensure!(
+                start.elapsed() < READY,
+                "the agent is not ready:\n{}",
+                agent.log_tail(40)
+            );
+            thread::sleep(Duration::from_millis(2));
+        }
+        let ready = start.elapsed().as_secs_f64();
+        agent.wait(READY)?;
+        Ok((agent, ready))
+    }
+
+    fn at_rest(&self, agent: &Agent, quick: bool) -> Result<AtRest> {
+        let pid = agent.pid().context("the agent has ended")?;
+        interrupt::sleep(SETTLE)?;
+        let before = footprint::cpu_nanoseconds(pid)?;
+        let idle = Duration::from_secs(if quick { 10 } else { 30 });
+        interrupt::sleep(idle)?;
+        let used = footprint::cpu_nanoseconds(pid)?.saturating_sub(before);
+        let memory = Memory::of(pid)?;
+        Ok(AtRest {
+            resident: memory.resident * footprint::MIB / 1e6,
+            peak: memory.peak * footprint::MIB / 1e6,
+            millicores: used as f64 / idle.as_nanos() as f64 * 1e3,
+        })
+    }
+
+    /// What the API server sends the agent for one change of a remote pod's label, bytes.
+    fn bytes_per_change(&self, agent: &Agent, changes: usize) -> Result<f64> {
+        let received = || -> Result<(u64, u64)> {
+            let watches = api_world::watches(agent)?;
+            let pods = watches.into_iter().find(|watch| watch.kind == "pods");
+            pods.map(|watch| (watch.bytes, watch.events))
+                .context("pods are not watched")
+        };
+        let (bytes, events) = received()?;
+        for number in 0..changes {
+            let path = format!("/api/v1/namespaces/{}/pods/peer-{number}", world::NAMESPACE);
+            let patch = json!({"metadata": {"labels": {"app": world::group(number + 1)}}});
+            self.cluster.api().patch(&path, &patch)?;
+        }
+        let start = Instant::now();
+        loop {
+            let (now, told) = received()?;
+            if told >= events + changes as u64 {
+                return Ok((now - bytes) as f64 / (told - events) as f64);
+            }
+            ensure!(
+                start.elapsed() < PATIENCE,
+                "the agent was told {} of {changes} changes",
+                told - events
+            );
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Milliseconds of each change. An agent must run.
+    fn latency(&self, kind: Kind, changes: usize) -> Result<Vec<f64>> {
+        let (client, server) = self.node.client_and_server()?;
+        let mut probe = Probe::new(client, server)?;
+        probe.expect(true).context("before the first change")?;
+        let _precedence = Precedence::take();
+        let api = self.cluster.api();
+        thread::scope(|scope| {
+            let (requests, asked) = mpsc::channel::<(String, Value)>();
+            let writer = scope.spawn(move || {
+                asked
+                    .into_iter()
+                    .try_for_each(|(path, patch)| api.patch(&path, &patch).map(drop))
+            });
+            let samples = (0..changes).map(|number| {
+                interrupt::check()?;
+                let allow = number % 2 == 1;
+                probe.pause(!allow)?;
+                let request = kind.patch(client, allow);
+                let start = Instant::now();
+                requests.send(request).context("the writer has ended")?;
+                let first = probe.expect(allow)?;
+                Ok(first.saturating_duration_since(start).as_secs_f64() * 1e3)
+            });
+            let samples: Result<Vec<f64>> = samples.collect();
+            drop(requests);
+            writer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+            samples
+        })
+    }
+}
+
+/// A flow of UDP packets, and what becomes of each.
+struct Probe {
+    sender: UdpSocket,
+    receiver: UdpSocket,
+    sent: u64,
+}
+
+impl Probe {
+    fn new(client: &Pod, server: &Pod) -> Result<Self> {
+        let receiver = server.netns.run(|| Ok(UdpSocket::bind((server.address, 5_300))?))?;
+        let sender = client.netns.run(|| Ok(UdpSocket::bind((client.address, 5_301))?))?;
+        receiver.set_nonblocking(true)?;
+        let address: SocketAddr = receiver.local_addr()?;
+        sender.connect(address)?;
+        // Sleeps end when they should, not 50 µs later.
+        nix::sys::prctl::set_timerslack(1)?;
+        Ok(Self {
+            sender,
+            receiver,
+            sent: 0,
+        })
+    }
+
+    /// Sends one packet; returns when, and whether it had arrived when the next one is due. Delivery between two pods of
+    /// one node is part of sending.
+    fn one(&mut self) -> Result<(Instant, bool)> {
+        self.sent += 1;
+        let mut seen = [0; 8];
+        let at = Instant::now();
+        self.sender.send(&self.sent.to_ne_bytes()).context("sending a probe")?;
+        thread::sleep(PROBE.saturating_sub(at.elapsed()));
+        let mut arrived = false;
+        while let Ok(8) = self.receiver.recv(&mut seen) {
+            arrived |= u64::from_ne_bytes(seen) == self.sent;
+        }
+        Ok((at, arrived))
+    }
+
+    /// Sends until the verdict is certain; returns when the first packet that met it was sent.
+    fn expect(&mut self, allow: bool) -> Result<Instant> {
+        let start = Instant::now();
+        let mut first = None;
+        let mut in_a_row = 0;
+        while start.elapsed() < PATIENCE {
+            let (at, arrived) = self.one()?;
+            if arrived == allow {
+                in_a_row += 1;
+                let first = *first.get_or_insert(at);
+                if in_a_row == CERTAIN {
+                    return Ok(first);
+                }
+            } else {
+                (first, in_a_row) = (None, 0);
+            }
+        }
+        let wanted = if allow { "allowed" } else { "forbidden" };
+        bail!("packets were not {wanted} within {PATIENCE:?}")
+    }
+
+    /// Nothing changes in between.
+    fn pause(&mut self, allow: bool) -> Result<()> {
+        let pause = Instant::now();
+        while pause.elapsed() < PAUSE {
+            let (_, arrived) = self.one()?;
+            ensure!(
+                arrived == allow,
+                "a verdict changed before anything was written, or a packet was lost"
+            );
+        }
+        Ok(())
+    }
+}

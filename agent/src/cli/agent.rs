@@ -86,6 +86,9 @@ fn flow_period(text: &str) -> Result<Duration, String> {
     Ok(period)
 }
 
+/// Every container of a cluster's pods has it.
+const IN_CLUSTER: &str = "KUBERNETES_SERVICE_HOST";
+
 #[derive(Debug, Args)]
 pub struct Agent {
     /// Name of this node's Node object [default: the host's name]
@@ -159,6 +162,11 @@ impl Agent {
     /// What keeps the agent from starting, or ends it.
     pub fn run(self) -> Result<(), CliError> {
         logging::init(self.log_level, self.log_format)?;
+        if self.manifests.is_none() && self.kubeconfig.is_none() && std::env::var_os(IN_CLUSTER).is_none() {
+            return Err(CliError::Misused(
+                "no source of objects: this is no pod of a cluster; name one with --manifests DIR or --kubeconfig FILE",
+            ));
+        }
         let options = self.options()?;
         memory::economize();
         // Two workers: a compilation of milliseconds on one leaves flows and verbs the other.

@@ -11,6 +11,9 @@ pub enum CliError {
     /// Exit code 1.
     #[error("{message}")]
     Failed { message: String, remedy: Option<String> },
+    /// Exit code 2: what was asked cannot be meant.
+    #[error("{0}")]
+    Misused(&'static str),
     /// All is said: only the exit code is left.
     #[error("")]
     Told(u8),
@@ -33,6 +36,7 @@ impl CliError {
         match self {
             Self::Io(error) if error.kind() == io::ErrorKind::BrokenPipe => 0,
             Self::NoAgent { .. } => 3,
+            Self::Misused(_) => 2,
             Self::Told(code) => *code,
             Self::Failed { .. } | Self::Io(_) => 1,
         }
@@ -47,7 +51,7 @@ impl CliError {
                  (explain also works without: give it --manifests DIR)",
             ),
             Self::Failed { remedy, .. } => remedy.as_deref(),
-            Self::Told(_) | Self::Io(_) => None,
+            Self::Misused(_) | Self::Told(_) | Self::Io(_) => None,
         }
     }
 

@@ -85,6 +85,8 @@ pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
 
+    // Before anything in the kernel changes.
+    Source::check(&options.source).await?;
     let datapath_options = datapath_options(&options);
     let capacity = datapath_options.capacity;
     let (datapath, inherited) = Datapath::start(datapath_options)?;

@@ -87,6 +87,17 @@ pub enum Source {
 }
 
 impl Source {
+    /// Whether there can be such a source, as far as can be said without asking it.
+    ///
+    /// # Errors
+    /// A kubeconfig that cannot be read; no cluster around.
+    pub async fn check(options: &SourceOptions) -> Result<(), Error> {
+        match options {
+            SourceOptions::Manifests(_) => Ok(()),
+            SourceOptions::Kubernetes(options) => Ok(kubernetes::check(options).await?),
+        }
+    }
+
     /// Starts to read. `run_dir` holds the last valid versions (`last-valid.log`); created if missing. `instruments`: are told
     /// when what led to an event was seen, and how watches do.
     ///

@@ -110,7 +110,7 @@ impl Binaries {
             if !path.is_file() {
                 eprintln!("cluster: building {} (some minutes for the first)", tool.name());
                 let half = path.with_extension("new");
-                compile(&["build", "-trimpath"], tool.package(), &half)?;
+                compile(&module(), &["build", "-trimpath"], tool.package(), &half)?;
                 fs::rename(&half, &path).with_context(|| format!("move {}", half.display()))?;
             }
         }
@@ -137,7 +137,14 @@ impl Binaries {
         if !path.is_file() {
             eprintln!("cluster: building Kubernetes' e2e suite (some minutes)");
             let half = path.with_extension("new");
-            compile(&["test", "-mod=mod", "-c"], "k8s.io/kubernetes/test/e2e", &half)?;
+            // Its tests import more than the programs do: versions follow from the same requirements, in a copy that may
+            // be written to.
+            let copy = self.directory.join("e2e-module");
+            fs::create_dir_all(&copy).with_context(|| format!("make {}", copy.display()))?;
+            for name in ["go.mod", "go.sum"] {
+                fs::write(copy.join(name), read(name)?).with_context(|| format!("copy {name}"))?;
+            }
+            compile(&copy, &["test", "-mod=mod", "-c"], "k8s.io/kubernetes/test/e2e", &half)?;
             fs::rename(&half, &path).with_context(|| format!("move {}", half.display()))?;
         }
         Ok(path)
@@ -174,7 +181,7 @@ fn key() -> Result<String> {
     Ok(format!("{:016x}", hasher.finish()))
 }
 
-fn compile(verb: &[&str], package: &str, output: &Path) -> Result<()> {
+fn compile(module: &Path, verb: &[&str], package: &str, output: &Path) -> Result<()> {
     // Servers and clients refuse each other, or break, on the version of a build without one.
     let version = kubernetes_version()?;
     let (major, rest) = version.trim_start_matches('v').split_once('.').context("a version")?;
@@ -184,7 +191,7 @@ fn compile(verb: &[&str], package: &str, output: &Path) -> Result<()> {
         flags += &format!(" -X {place}.gitVersion={version} -X {place}.gitMajor={major} -X {place}.gitMinor={minor}");
     }
     let mut go = Command::new(go()?);
-    go.current_dir(module())
+    go.current_dir(module)
         .env("CGO_ENABLED", "0")
         .args(verb)
         .arg(format!("-ldflags={flags}"))

@@ -100,6 +100,14 @@ pub enum Error {
     Store { path: PathBuf, source: io::Error },
 }
 
+/// Whether the configuration to reach the API with can be used. Asks nobody.
+///
+/// # Errors
+/// [`Error::Kubeconfig`], [`Error::InCluster`] or [`Error::Client`].
+pub async fn check(options: &Options) -> Result<(), Error> {
+    Api::new(options.kubeconfig.as_deref()).await.map(drop)
+}
+
 /// A pod, as the API had it a moment ago.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PodRead {

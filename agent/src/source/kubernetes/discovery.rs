@@ -132,6 +132,7 @@ impl Discovery {
         let mut backoff = Backoff::new();
         let mut told: Option<Seen> = None;
         let mut gone: Option<Instant> = None;
+        let mut failed = false;
         loop {
             let next = match self.ask(&crds).await {
                 Ok(seen) => {
@@ -143,7 +144,8 @@ impl Discovery {
                         !fewer || certain(&seen, &crds) || since.is_some_and(|since| since.elapsed() >= BELIEVED);
                     if sure {
                         gone = None;
-                        if told.as_ref() != Some(&seen) {
+                        // What failed before is over, which has to be told too.
+                        if std::mem::take(&mut failed) || told.as_ref() != Some(&seen) {
                             told = Some(seen.clone());
                             if self.out.send(Discovered::Kinds(seen)).await.is_err() {
                                 return;
@@ -156,6 +158,7 @@ impl Discovery {
                     }
                 }
                 Err(failure) => {
+                    failed = true;
                     if self.out.send(Discovered::Failed(failure)).await.is_err() {
                         return;
                     }

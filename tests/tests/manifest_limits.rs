@@ -165,6 +165,24 @@ spec:
   policyTypes: [Ingress]
 ";
 
+/// Stops all threads of a process. The signal alone says only that they will be stopped: until then they go on reading.
+fn stop(pid: Pid) -> Result<()> {
+    kill(pid, Signal::SIGSTOP)?;
+    let deadline = Instant::now() + PATIENCE;
+    for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let file = thread?.path().join("stat");
+        // The state follows the name, which is in parentheses and may hold some itself (proc_pid_stat(5)).
+        while !fs::read_to_string(&file)?
+            .rsplit_once(") ")
+            .is_some_and(|(_, rest)| rest.starts_with('T'))
+        {
+            ensure!(Instant::now() < deadline, "{} does not stop", file.display());
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+    Ok(())
+}
+
 /// More changes than the kernel keeps for a reader: those after them are lost, and found again.
 #[test]
 fn a_change_that_inotify_lost_is_found_again() -> Result<()> {
@@ -175,7 +193,7 @@ fn a_change_that_inotify_lost_is_found_again() -> Result<()> {
             .trim()
             .parse()?;
         let pid = Pid::from_raw(world.agent("node-1")?.pid().context("it runs")?.try_into()?);
-        kill(pid, Signal::SIGSTOP)?;
+        stop(pid)?;
         let names = ["noise-a", "noise-b"].map(|name| world.manifests.directory().join(name));
         fs::write(&names[0], "")?;
         // Each tells two events: from where, and to where.

@@ -86,6 +86,8 @@ pub struct Agent {
     /// When endpoints that could not be attached are tried again.
     pub(super) retry: Option<Instant>,
     pub(super) forwarding: Forwarding,
+    /// When a pod was attached while its runtime waited.
+    pub(super) last_hurry: Option<Instant>,
     /// When memory is given back.
     trim: Option<Instant>,
     /// The naive evaluator of the current objects, for explain. None: something changed since.
@@ -138,6 +140,7 @@ impl Agent {
             broken: None,
             retry: None,
             forwarding: Forwarding::default(),
+            last_hurry: None,
             trim: None,
             world: None,
         };
@@ -257,6 +260,7 @@ impl Agent {
             }
         }
         self.review_forwarding(now);
+        self.settle(now);
         if self.trim.is_some_and(|at| at <= now) {
             self.trim = None;
             memory::trim();
@@ -274,6 +278,7 @@ impl Agent {
             retry,
             self.retry,
             self.forwarding.next(),
+            self.settle_at(),
             self.trim,
             first_sync,
             self.waits.next(),

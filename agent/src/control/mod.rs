@@ -6,6 +6,7 @@
 //! | `enforce` | plans into the kernel; new generations |
 //! | `attach` | pods that the CNI plugin attaches before they start |
 //! | `endpoints`, `bind` | local pods on their way to an enforced interface |
+//! | `settle` | what attaching pods in a hurry has left to be done |
 //! | `removals` | what plans want removed, kept for the grace period |
 //! | `hits` | how often each rule was hit |
 //! | `staging` | staged policies |
@@ -30,6 +31,7 @@ mod observe;
 pub mod options;
 pub mod query;
 mod removals;
+mod settle;
 mod staging;
 mod status;
 mod uninstall;

@@ -256,8 +256,11 @@ fn write_kubeconfig(cluster: &Cluster, path: &Path, port: u16) -> Result<()> {
     fs::write(path, config.to_string()).with_context(|| format!("write {}", path.display()))
 }
 
-/// What fails because something else is not there yet is done again.
-fn retry<T>(mut action: impl FnMut() -> Result<T>) -> Result<T> {
+/// What fails because something else is not there (yet) is done again.
+///
+/// # Errors
+/// The last attempt's, once patience ends.
+pub fn retry<T>(mut action: impl FnMut() -> Result<T>) -> Result<T> {
     let deadline = Instant::now() + PATIENCE;
     loop {
         match action() {

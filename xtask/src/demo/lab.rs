@@ -1,57 +1,45 @@
-//! The cluster of the demo, and what can be done with it.
+//! A cluster of network namespaces alone: one node, policies from a directory of manifests.
 
-use std::{
-    net::Ipv4Addr,
-    path::Path,
-    time::{Duration, Instant},
-};
+use std::{net::Ipv4Addr, path::Path, time::Duration};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use weir_tests::{
     lab::{
-        Agent, Families, Family, Lab, Layout, PodPlan,
+        Agent, Families, Lab, Layout, PodPlan,
         agent::AgentOptions,
         manifests::{self, ContainerPort, Manifests},
-        probe::{Patience, Probe, Prober, Servers},
     },
     world::wait_report,
 };
 
 use crate::{
-    live::{Flows, Verb},
-    matrix::{Matrix, Reach},
-    story::{CAST, NODE, Policy, SERVICES, Step},
+    live::Verb,
+    stage::World,
+    story::{CAST, INTERNET_ADDRESS, Policy},
 };
+
+const NODE: &str = "node-1";
 
 /// Only ends what has gone wrong: changes take milliseconds.
 const ENFORCED: Duration = Duration::from_secs(60);
 
-pub struct Stage {
-    // The readers of the agent go before the agent, and that before what it holds on to.
-    flows: Flows,
+pub struct Namespaces {
+    // The agent goes before what it holds on to.
     agent: Agent,
-    verb: Verb,
+    verbs: [Verb; 1],
     manifests: Manifests,
-    servers: Servers,
-    prober: Prober,
-    pub lab: Lab,
-    pub set_in: Duration,
+    lab: Lab,
 }
 
-impl Stage {
+impl Namespaces {
     /// Makes the cluster and starts the agent.
-    pub fn set(weir: &Path) -> Result<Self> {
-        let began = Instant::now();
+    pub fn new(weir: &Path) -> Result<Self> {
         let mut lab = Lab::new(Families::Dual)?;
         lab.add_node(NODE, Layout::Routed)?;
-        let pods = CAST.iter().filter(|actor| !actor.name.starts_with("ext/"));
+        let pods = CAST.iter().filter(|actor| actor.pod().is_some());
         let plans: Vec<PodPlan> = pods.clone().map(|actor| PodPlan::new(actor.name, NODE)).collect();
         lab.add_pods(&plans)?;
-        lab.add_external("internet", Ipv4Addr::new(203, 0, 113, 10))?;
-        let servers = Servers::start()?;
-        for actor in &CAST {
-            servers.serve(actor.name, lab.host(actor.name)?.0, actor.serves)?;
-        }
+        lab.add_external("internet", Ipv4Addr::from(INTERNET_ADDRESS))?;
 
         let manifests = Manifests::new(&lab.directory().join("manifests"))?;
         let node = lab.node(NODE)?;
@@ -64,7 +52,7 @@ impl Stage {
             )?;
         }
         for actor in pods {
-            let (namespace, name) = actor.name.split_once('/').context("a pod's name")?;
+            let (namespace, name) = actor.pod().context("a pod's name")?;
             let ports: Vec<ContainerPort> = actor
                 .serves
                 .iter()
@@ -93,88 +81,46 @@ impl Stage {
         };
         let mut agent = Agent::start(&lab, NODE, manifests.directory(), options)?;
         agent.wait(ENFORCED)?;
-        let verb = Verb::new(weir, agent.run_dir());
-        let flows = Flows::follow(&verb)?;
         Ok(Self {
-            flows,
+            verbs: [Verb::new(weir, agent.run_dir())],
             agent,
-            verb,
             manifests,
-            servers,
-            prober: Prober::default(),
             lab,
-            set_in: began.elapsed(),
         })
     }
+}
 
-    /// Applies a policy; returns how long it took until it was enforced.
-    pub fn apply(&self, policy: &Policy) -> Result<Duration> {
-        let began = Instant::now();
+impl World for Namespaces {
+    type Hosts = Lab;
+
+    fn hosts(&self) -> &Lab {
+        &self.lab
+    }
+
+    fn node(&self, _actor: &str) -> Option<&str> {
+        None
+    }
+
+    fn apply(&self, policy: &Policy) -> Result<()> {
         self.manifests.text(policy.file, policy.yaml)?;
         let report = wait_report(&self.agent, ENFORCED)?;
-        let took = began.elapsed();
         ensure!(report.enforced, "{} is not enforced: {report:?}", policy.file);
-        Ok(took)
+        Ok(())
     }
 
-    /// Asks the wire who reaches what.
-    pub fn matrix(&mut self, step: &Step) -> Result<Matrix> {
-        let mut probes = Vec::new();
-        for actor in &CAST {
-            for service in SERVICES.iter().filter(|service| service.host != actor.name) {
-                for family in [Family::V4, Family::V6] {
-                    probes.push(Probe {
-                        from: actor.name.to_owned(),
-                        to: self.lab.address(service.host, family)?,
-                        protocol: service.protocol,
-                        port: service.port,
-                    });
-                }
-            }
-        }
-        let outcomes = self.prober.ask(&self.lab, &self.servers, &probes, Patience::STUBBORN)?;
-        let mut pairs = outcomes.chunks_exact(2);
-        let mut rows = Vec::new();
-        for actor in &CAST {
-            let mut row = Vec::new();
-            for service in &SERVICES {
-                row.push(if service.host == actor.name {
-                    Reach::Itself
-                } else {
-                    match pairs.next() {
-                        Some([v4, v6]) => Reach::of(v4.verdict, v6.verdict),
-                        _ => bail!("an outcome is missing"),
-                    }
-                });
-            }
-            rows.push(row);
-        }
-        Ok(Matrix::new(rows, step))
+    fn agents(&self) -> &[Verb] {
+        &self.verbs
     }
 
-    /// Tries what the step wants to show, and returns what `weir flows -f` said of it.
-    pub fn flows(&mut self, step: &Step) -> Result<Vec<String>> {
-        self.flows.skip();
-        for (number, &(from, service)) in step.tries.iter().enumerate() {
-            let service = &SERVICES[service];
-            // By turns, to show both families.
-            let family = if number % 2 == 0 { Family::V4 } else { Family::V6 };
-            let probe = Probe {
-                from: from.to_owned(),
-                to: self.lab.address(service.host, family)?,
-                protocol: service.protocol,
-                port: service.port,
-            };
-            self.prober.ask(&self.lab, &self.servers, &[probe], Patience::ONCE)?;
-        }
-        Ok(self.flows.lines(step.tries.len() * 2))
+    fn made_of(&self) -> String {
+        "a node, four pods and the outside world, each a network namespace".to_owned()
     }
 
-    /// What `weir explain` says to the step's question.
-    pub fn explain(&self, step: &Step) -> Result<String> {
-        let (from, service) = step.question;
-        let service = &SERVICES[service];
-        let traffic = format!("{}/{}", service.port, service.protocol);
-        self.verb.run(&["explain", from, service.host, &traffic])
+    fn started_by(&self) -> &'static str {
+        "weir agent --node node-1 --manifests …"
+    }
+
+    fn written(&self) -> &'static str {
+        "written; enforced"
     }
 }

@@ -304,6 +304,8 @@ pub fn tools() -> Option<PathBuf> {
 pub fn remap_paths(root: &Path, target_dir: &Path, library: &Path) -> Vec<String> {
     // Of several that fit, rustc takes the last: the target directory may lie in the checkout.
     let places = [
+        // Debian has a link there, and some paths are taken behind it.
+        (library.canonicalize().unwrap_or_default(), "/rustc"),
         (library.to_owned(), "/rustc"),
         (cargo_home().unwrap_or_default(), "/cargo"),
         (root.to_owned(), "/weir"),

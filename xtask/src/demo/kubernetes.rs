@@ -4,7 +4,6 @@
 use std::{collections::BTreeMap, net::Ipv4Addr, path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
-use serde_json::Value;
 use weir_tests::{
     cluster::{Cluster, Options, Proxy, binaries::kubernetes_version},
     conformance::policies_in,
@@ -100,7 +99,7 @@ impl World for RealCluster {
     }
 
     fn apply(&self, policy: &Policy) -> Result<()> {
-        let objects: Vec<Value> = policies_in(policy.yaml)?;
+        let objects = policies_in(policy.yaml)?;
         for object in &objects {
             self.stage.api().apply(object)?;
         }

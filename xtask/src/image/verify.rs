@@ -2,7 +2,6 @@
 
 use std::{
     env, fs,
-    os::unix::fs::symlink,
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
@@ -132,15 +131,29 @@ impl Build {
     }
 }
 
-/// Another way to what cargo has downloaded already.
+/// A copy of what cargo has downloaded already.
 fn borrow_cargo_home(place: &Path) -> Result<()> {
     let own = bpf::cargo_home().context("HOME is not set, so cargo keeps nothing")?;
     let own = env::current_dir().context("the working directory")?.join(own);
-    fs::create_dir_all(place).with_context(|| format!("making {}", place.display()))?;
-    for name in ["registry", "git", "config.toml", "config"] {
-        let there = own.join(name);
-        if there.exists() {
-            symlink(&there, place.join(name)).with_context(|| format!("linking to {}", there.display()))?;
+    let registry = place.join("registry");
+    fs::create_dir_all(&registry).with_context(|| format!("making {}", registry.display()))?;
+    let copy = |options: &str, name: &str, to: &Path| {
+        let mut cp = Command::new("cp");
+        process::output(cp.arg(options).arg(own.join(name)).arg(to)).map(drop)
+    };
+    // Files that nobody writes to again: their names alone are needed twice.
+    for name in ["registry/src", "registry/cache"] {
+        if own.join(name).exists() && copy("-al", name, &registry).is_err() {
+            copy("-a", name, &registry)?;
+        }
+    }
+    for (name, to) in [
+        ("registry/index", registry.as_path()),
+        ("config.toml", place),
+        ("config", place),
+    ] {
+        if own.join(name).exists() {
+            copy("-a", name, to)?;
         }
     }
     Ok(())

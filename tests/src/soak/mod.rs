@@ -23,7 +23,7 @@ mod resources;
 use std::{
     sync::{
         Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
     thread,
     time::{Duration, Instant},
@@ -59,11 +59,11 @@ const PODS: [(&str, &str); 8] = [
 ];
 
 /// Who writes pods of another node, each so many.
-const WRITERS: u32 = 2;
-const PODS_EACH: usize = 1_000;
+const WRITERS: u32 = 4;
+const PODS_EACH: usize = 500;
 
-/// A round, without its end.
-const ROUND: Duration = Duration::from_secs(75);
+/// How long a round goes on once all of these pods are there.
+const ROUND: Duration = Duration::from_secs(45);
 const BETWEEN_CHANGES: Duration = Duration::from_millis(150);
 const BETWEEN_CHECKS: Duration = Duration::from_secs(15);
 const BETWEEN_FAULTS: Duration = Duration::from_secs(17);
@@ -182,7 +182,8 @@ pub fn run(duration: Duration) -> Result<()> {
             if tally.failures.is_empty() { Err(error) } else { Ok(()) }
         })?;
     println!(
-        "soak: {:.0} s, {} changes by hand and {} of {} other pods, {} faults, {} checks of {} flows and {} addresses, {:?}",
+        "soak: {:.0} s: {} changes of two nodes' pods and policies, {} of {} other pods; {} faults; {} checks of {} flows on the \
+         wire and {} addresses",
         began.elapsed().as_secs_f64(),
         tally.changes,
         tally.checks.written,
@@ -191,8 +192,14 @@ pub fn run(duration: Duration) -> Result<()> {
         tally.checks.done,
         tally.checks.flows,
         tally.checks.addresses,
-        report.unwrap_or_default(),
     );
+    if let Some(met) = report {
+        println!(
+            "soak: traffic: {} datagrams ({} lost), {} round trips on one connection ({} segments lost), {} connections ({} \
+             refused), {} forbidden datagrams ({} arrived)",
+            met.sent, met.lost, met.round_trips, met.lost_segments, met.opened, met.refused, met.forbidden, met.leaked,
+        );
+    }
     if tally.failures.is_empty() {
         println!("soak: ok");
         return Ok(());
@@ -206,6 +213,8 @@ pub fn run(duration: Duration) -> Result<()> {
 /// Writers that can be held up.
 struct Writers<'a> {
     writers: Vec<Mutex<Writer<'a>>>,
+    /// How many have made all their pods.
+    complete: AtomicU32,
     held: AtomicBool,
     ended: AtomicBool,
 }
@@ -213,6 +222,7 @@ struct Writers<'a> {
 impl<'a> Writers<'a> {
     /// One of them, until it is told to end; then it removes what it has made.
     fn work(&self, writer: &Mutex<Writer<'a>>) -> Result<()> {
+        let mut complete = false;
         loop {
             if self.held.load(Ordering::Relaxed) {
                 thread::sleep(Duration::from_millis(5));
@@ -226,6 +236,10 @@ impl<'a> Writers<'a> {
             } else if writer.pods().len() < PODS_EACH {
                 writer.add()?;
             } else {
+                if !complete {
+                    complete = true;
+                    self.complete.fetch_add(1, Ordering::Relaxed);
+                }
                 writer.change()?;
             }
         }
@@ -248,6 +262,7 @@ fn round<'f>(
         writers: (0..WRITERS)
             .map(|number| Mutex::new(Writer::new(api, number)))
             .collect(),
+        complete: AtomicU32::new(0),
         held: AtomicBool::new(false),
         ended: AtomicBool::new(false),
     };
@@ -258,10 +273,17 @@ fn round<'f>(
             .map(|writer| scope.spawn(|| writers.work(writer)))
             .collect();
         let work = (|| -> Result<()> {
-            let until = Instant::now() + ROUND;
+            let mut until = None;
             let mut check_at = Instant::now() + BETWEEN_CHECKS;
             let mut fault_at = Instant::now() + BETWEEN_FAULTS;
-            while Instant::now() < until {
+            while until.is_none_or(|until| Instant::now() < until) {
+                if until.is_none() && writers.complete.load(Ordering::Relaxed) == WRITERS {
+                    until = Some(Instant::now() + ROUND);
+                }
+                ensure!(
+                    !threads.iter().any(thread::ScopedJoinHandle::is_finished),
+                    "a writer has ended before its time"
+                );
                 changes::one(lab, api, random)?;
                 tally.changes += 1;
                 thread::sleep(BETWEEN_CHANGES);

@@ -63,11 +63,25 @@ struct Entry {
     remarks: bool,
 }
 
+impl Kind {
+    /// The number of the list that is being taken in, else of the last one.
+    fn list(&self) -> u32 {
+        self.listing.map_or(self.lists, |listing| listing.number)
+    }
+}
+
 impl Entry {
     /// What the index calls it.
     fn key(&self) -> Option<ObjectKey> {
         self.good.as_ref().map(|good| good.object.key())
     }
+}
+
+#[derive(Clone, Copy)]
+struct Listing {
+    number: u32,
+    /// The kind's `floor` when the list began: what another list has told since may be newer than this one.
+    floor: u64,
 }
 
 struct Kind {
@@ -78,7 +92,7 @@ struct Kind {
     /// Listed once, whole. Before that nothing is told of it.
     synced: bool,
     /// The list that is being taken in.
-    listing: Option<u32>,
+    listing: Option<Listing>,
     lists: u32,
 }
 
@@ -191,16 +205,24 @@ impl Catalogue {
     pub(super) fn begin(&mut self, slot: &str) {
         if let Some(kind) = self.kinds.get_mut(slot) {
             kind.lists += 1;
-            kind.listing = Some(kind.lists);
+            kind.listing = Some(Listing {
+                number: kind.lists,
+                floor: kind.floor,
+            });
         }
     }
 
     /// An object of the list that was begun.
     pub(super) fn item(&mut self, slot: &str, value: &Value) {
         let Some(kind) = self.kinds.get_mut(slot) else { return };
-        let list = kind.listing.unwrap_or(kind.lists);
+        let list = kind.list();
         let Some(raw) = raw(value) else { return };
         let version = number(version_of(value));
+        // Told to be gone since this list began.
+        let overtaken = kind.listing.is_some_and(|listing| listing.floor < kind.floor) && version <= kind.floor;
+        if overtaken && version != 0 && !kind.objects.contains_key(&raw) {
+            return;
+        }
         if let Some(entry) = kind.objects.get_mut(&raw) {
             entry.listed = entry.listed.max(list);
             if entry.version >= version && version != 0 {
@@ -215,7 +237,10 @@ impl Catalogue {
     pub(super) fn listed(&mut self, slot: &str, version: u64) {
         let Some(kind) = self.kinds.get_mut(slot) else { return };
         let Some(list) = kind.listing.take() else { return };
-        self.merge(slot, version, list);
+        // Older than what was known when it was asked for: the store behind the API was put back to an earlier state. That
+        // is the truth now.
+        let earlier = version < list.floor;
+        self.merge(slot, version, list.number, earlier);
     }
 
     /// Takes in a list that came beside the watch, whole.
@@ -225,22 +250,37 @@ impl Catalogue {
             return;
         }
         kind.lists += 1;
-        let (list, listing) = (kind.lists, kind.listing.replace(kind.lists));
+        let own = Listing {
+            number: kind.lists,
+            floor: kind.floor,
+        };
+        let listing = kind.listing.replace(own);
         for item in items {
             self.item(slot, item);
         }
         if let Some(kind) = self.kinds.get_mut(slot) {
             kind.listing = listing;
         }
-        self.merge(slot, version, list);
+        self.merge(slot, version, own.number, false);
     }
 
-    fn merge(&mut self, slot: &str, version: u64, list: u32) {
+    /// Everything up to this version has been told beside the watch, which may tell it once more.
+    pub(super) fn caught_up(&mut self, slot: &str, version: u64) {
+        if let Some(kind) = self.kinds.get_mut(slot) {
+            kind.floor = kind.floor.max(version);
+            kind.delivered = kind.delivered.max(version);
+        }
+    }
+
+    fn merge(&mut self, slot: &str, version: u64, list: u32, earlier: bool) {
         let Some(kind) = self.kinds.get_mut(slot) else { return };
-        // Older than what was known: the store behind the API was put back to an earlier state. That is the truth now.
-        let earlier = version < kind.floor;
-        kind.floor = version;
-        kind.delivered = if earlier { version } else { kind.delivered.max(version) };
+        if earlier {
+            kind.floor = version;
+            kind.delivered = version;
+        } else {
+            kind.floor = kind.floor.max(version);
+            kind.delivered = kind.delivered.max(version);
+        }
         kind.synced = true;
         let api = kind.api;
         let gone: Vec<Raw> = kind
@@ -295,7 +335,7 @@ impl Catalogue {
         {
             return;
         }
-        let list = kind.listing.unwrap_or(kind.lists);
+        let list = kind.list();
         self.put_and_tell(slot, raw, value, list);
     }
 
@@ -359,7 +399,7 @@ impl Catalogue {
             // What the watch has told already and is not known has been deleted since.
             None => version > kind.delivered,
         };
-        let list = kind.listing.unwrap_or(kind.lists);
+        let list = kind.list();
         let listing = kind.listing.is_some();
         if newer {
             self.put_and_tell(slot, raw.clone(), value, list);

@@ -34,9 +34,9 @@ use crate::{
 const MESSAGES: usize = 64;
 /// Kinds with more objects are not listed anew by a refresh: it waits until the watch has come far enough.
 const MANY: usize = 2_000;
-/// For how long a refresh waits for the watch, which tells its progress every minute if nothing happens, before it lists
-/// everything after all.
-const CAUGHT_UP: Duration = Duration::from_secs(2);
+/// For how long a refresh waits for the watch, which tells its progress every minute if nothing happens, before it catches
+/// up beside it.
+const CAUGHT_UP: Duration = Duration::from_millis(200);
 /// For how long kinds that cannot be read hold up the first sync, once all that matters most is known.
 const GRACE: Duration = OUTAGE;
 /// The same where permission is missing: waiting hardly mends that.
@@ -97,6 +97,17 @@ enum Beside {
     Whole(Vec<serde_json::Value>, u64),
     /// Only the version of a list made now.
     Version(u64),
+    /// What changed and what is gone (true), and up to which version that is everything.
+    Since(Vec<(bool, serde_json::Value)>, u64),
+}
+
+/// How to read a kind for a refresh.
+#[derive(Clone, Copy)]
+enum Reading {
+    Whole,
+    Version,
+    /// What happened after one version, until another.
+    Since(u64, u64),
 }
 
 /// A refresh that is under way: what it still waits for.
@@ -421,14 +432,14 @@ impl Runner {
                 .is_some_and(|watched| self.catalogue.is_synced(slot) || watched.failing.is_none())
             {
                 refresh.requests += 1;
-                let whole = self.catalogue.len(slot) <= MANY;
-                self.list(token, slot, whole);
+                let few = self.catalogue.len(slot) <= MANY;
+                self.list(token, slot, if few { Reading::Whole } else { Reading::Version });
             }
         }
         self.refreshes.insert(token, refresh);
     }
 
-    fn list(&mut self, token: u64, slot: &'static str, whole: bool) {
+    fn list(&mut self, token: u64, slot: &'static str, reading: Reading) {
         let Some(watched) = self.watched.get(slot) else { return };
         let (api, target, watch, health) = (
             self.api.clone(),
@@ -436,6 +447,13 @@ impl Runner {
             watched.id,
             watched.health.clone(),
         );
+        let beside = Watch {
+            id: 0,
+            api: api.clone(),
+            target: target.clone(),
+            health: health.clone(),
+            out: self.messages.clone(),
+        };
         self.done.spawn(async move {
             let one = async |query: String| -> Result<Page, Failure> {
                 let text = api
@@ -447,9 +465,18 @@ impl Runner {
                 page(&text, target.shape).map_err(|error| garbled(&error))
             };
             let list = async || {
-                if !whole {
-                    let page = one("limit=1".to_owned()).await?;
-                    return Ok(Beside::Version(number(&page.version)));
+                match reading {
+                    Reading::Whole => {}
+                    Reading::Version => {
+                        let page = one("limit=1".to_owned()).await?;
+                        return Ok(Beside::Version(number(&page.version)));
+                    }
+                    Reading::Since(from, until) => match beside.since(from, until).await {
+                        Ok(Some((told, reached))) => return Ok(Beside::Since(told, reached)),
+                        // Then all of it.
+                        Ok(None) | Err(Failure::Expired(_)) => {}
+                        Err(failure) => return Err(failure),
+                    },
                 }
                 let mut items = Vec::new();
                 let mut next = String::new();
@@ -497,6 +524,16 @@ impl Runner {
                 match result {
                     Ok(Beside::Whole(items, version)) if current => {
                         self.catalogue.listed_beside(slot, &items, version);
+                    }
+                    Ok(Beside::Since(told, version)) if current => {
+                        for (gone, object) in &told {
+                            if *gone {
+                                self.catalogue.gone(slot, object);
+                            } else {
+                                self.catalogue.changed(slot, object);
+                            }
+                        }
+                        self.catalogue.caught_up(slot, version);
                     }
                     Ok(Beside::Version(version)) if current => refresh.versions.push((slot, version)),
                     Ok(_) => {}
@@ -598,12 +635,12 @@ impl Runner {
                 late.extend(
                     std::mem::take(&mut refresh.versions)
                         .into_iter()
-                        .map(|(slot, _)| (*token, slot)),
+                        .map(|(slot, version)| (*token, slot, version)),
                 );
             }
         }
-        for (token, slot) in late {
-            self.list(token, slot, true);
+        for (token, slot, version) in late {
+            self.list(token, slot, Reading::Since(self.catalogue.delivered(slot), version));
         }
         for token in over {
             self.refreshes.remove(&token);

@@ -180,6 +180,37 @@ fn what_was_read_after_a_list_survives_it() {
 }
 
 #[test]
+fn what_was_told_beside_the_watch_is_not_told_again() {
+    let mut known = Known::started();
+    known.catalogue.changed(PODS, &pod("a", 20));
+    known.catalogue.gone(PODS, &pod("a", 22));
+    known.catalogue.caught_up(PODS, 30);
+    assert_eq!(known.events(), ["apply a20", "delete a"]);
+    assert_eq!(known.catalogue.delivered(PODS), 30);
+    // The watch comes to the same.
+    known.catalogue.changed(PODS, &pod("a", 20));
+    known.catalogue.gone(PODS, &pod("a", 22));
+    assert!(known.events().is_empty());
+    known.catalogue.changed(PODS, &pod("a", 31));
+    assert_eq!(known.events(), ["apply a31"]);
+}
+
+#[test]
+fn a_list_that_was_overtaken_takes_back_nothing() {
+    let mut known = Known::started();
+    known.catalogue.changed(PODS, &pod("a", 12));
+    known.events();
+    // The list is of version 15; before it has come, another one, of version 30, has.
+    known.catalogue.begin(PODS);
+    known.catalogue.item(PODS, &pod("a", 12));
+    known.catalogue.listed_beside(PODS, &[pod("b", 25)], 30);
+    assert_eq!(known.events(), ["list b25"]);
+    known.catalogue.item(PODS, &pod("c", 14));
+    known.catalogue.listed(PODS, 15);
+    assert_eq!(known.events(), ["list b25"]);
+}
+
+#[test]
 fn what_is_read_while_a_list_is_under_way_is_told_at_once() {
     let mut known = Known::started();
     known.catalogue.begin(PODS);

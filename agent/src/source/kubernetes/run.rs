@@ -525,16 +525,7 @@ impl Runner {
                     Ok(Beside::Whole(items, version)) if current => {
                         self.catalogue.listed_beside(slot, &items, version);
                     }
-                    Ok(Beside::Since(told, version)) if current => {
-                        for (gone, object) in &told {
-                            if *gone {
-                                self.catalogue.gone(slot, object);
-                            } else {
-                                self.catalogue.changed(slot, object);
-                            }
-                        }
-                        self.catalogue.caught_up(slot, version);
-                    }
+                    Ok(Beside::Since(told, version)) if current => self.catalogue.caught_up(slot, &told, version),
                     Ok(Beside::Version(version)) if current => refresh.versions.push((slot, version)),
                     Ok(_) => {}
                     // A problem that is told elsewhere.
@@ -640,7 +631,12 @@ impl Runner {
             }
         }
         for (token, slot, version) in late {
-            self.list(token, slot, Reading::Since(self.catalogue.delivered(slot), version));
+            // Where the kind has never been known whole there is nothing to go on from.
+            let reading = match self.catalogue.delivered(slot) {
+                from if from > 0 && self.catalogue.is_synced(slot) => Reading::Since(from, version),
+                _ => Reading::Whole,
+            };
+            self.list(token, slot, reading);
         }
         for token in over {
             self.refreshes.remove(&token);

@@ -182,9 +182,8 @@ fn what_was_read_after_a_list_survives_it() {
 #[test]
 fn what_was_told_beside_the_watch_is_not_told_again() {
     let mut known = Known::started();
-    known.catalogue.changed(PODS, &pod("a", 20));
-    known.catalogue.gone(PODS, &pod("a", 22));
-    known.catalogue.caught_up(PODS, 30);
+    let told = [(false, pod("a", 20)), (true, pod("a", 22))];
+    known.catalogue.caught_up(PODS, &told, 30);
     assert_eq!(known.events(), ["apply a20", "delete a"]);
     assert_eq!(known.catalogue.delivered(PODS), 30);
     // The watch comes to the same.
@@ -193,6 +192,19 @@ fn what_was_told_beside_the_watch_is_not_told_again() {
     assert!(known.events().is_empty());
     known.catalogue.changed(PODS, &pod("a", 31));
     assert_eq!(known.events(), ["apply a31"]);
+}
+
+#[test]
+fn what_the_watch_has_told_meanwhile_is_not_undone_by_what_was_read_beside_it() {
+    let mut known = Known::started();
+    known.catalogue.changed(PODS, &pod("a", 20));
+    known.catalogue.gone(PODS, &pod("a", 22));
+    assert_eq!(known.events(), ["apply a20", "delete a"]);
+    // It was asked for until version 21.
+    known.catalogue.caught_up(PODS, &[(false, pod("a", 20))], 21);
+    assert!(known.events().is_empty());
+    known.catalogue.caught_up(PODS, &[(false, pod("c", 23))], 23);
+    assert_eq!(known.events(), ["apply c23"]);
 }
 
 #[test]

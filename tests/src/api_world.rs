@@ -210,12 +210,6 @@ pub fn put(api: &Api, object: &Value) -> Result<()> {
     Ok(())
 }
 
-/// Whether an agent says that all it knows is enforced.
-#[must_use]
-pub fn is_ready(agent: &Agent) -> bool {
-    status(agent).is_ok_and(|status| status.ready)
-}
-
 /// How an agent's watches do.
 ///
 /// # Errors

@@ -44,9 +44,9 @@ use crate::{
 const FIRST_DISCOVERY: Duration = Duration::from_secs(3);
 /// How soon a failed write to the kernel is tried again, by a new generation.
 pub(super) const RETRY: Duration = Duration::from_secs(5);
-/// After so many changed objects at once there is memory to give back,
+/// After so many changed objects at once, and after the start, there is memory to give back,
 const MANY_OBJECTS: usize = 1_000;
-/// so much later, when what follows from them is done too.
+/// so much later, when what follows is done too.
 const TRIM_AFTER: Duration = Duration::from_secs(1);
 
 /// All that the loop holds.
@@ -452,6 +452,7 @@ impl Agent {
                         self.endpoints.forget_inherited();
                         self.forget_stale_attachments();
                         self.settled = true;
+                        self.trim.get_or_insert_with(|| Instant::now() + TRIM_AFTER);
                         info!(
                             endpoints = self.endpoints.iter().filter(|(_, endpoint)| endpoint.attached).count(),
                             "everything in the source is enforced"

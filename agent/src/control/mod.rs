@@ -91,7 +91,12 @@ pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
     Source::check(&options.source).await?;
     let datapath_options = datapath_options(&options);
     let capacity = datapath_options.capacity;
-    let (datapath, inherited) = Datapath::start(datapath_options)?;
+    let claim = datapath::Claim::take(datapath_options)?;
+    // The source is read on other threads while this one waits for the kernel to verify the programs.
+    let instruments = Arc::new(Instruments::default());
+    let (source, mut source_events) =
+        Source::start(&options.source, &options.run_dir, &options.node, &instruments).await?;
+    let (datapath, inherited) = Datapath::build(claim)?;
 
     let node: Arc<str> = options.node.as_str().into();
     let sink = match &options.flow_log {
@@ -99,7 +104,6 @@ pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
         None => None,
     };
     let hub = Hub::new(sink);
-    let instruments = Arc::new(Instruments::default());
     let directory = Arc::new(Directory::default());
     let (questions, mut asked) = mpsc::channel(QUESTIONS);
     let handle = ControlHandle {
@@ -144,8 +148,6 @@ pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
         None => None,
     };
     let mut plugin_reports = installer.as_ref().map(Installer::reports);
-    let (source, mut source_events) =
-        Source::start(&options.source, &options.run_dir, &options.node, &instruments).await?;
     let reader = source.pod_reader();
     let (read, mut pods_read) = mpsc::unbounded_channel::<(PodName, Result<bool, ReadError>)>();
     info!(node = options.node, source = %options.source, "started");

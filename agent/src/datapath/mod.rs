@@ -93,14 +93,20 @@ pub struct Datapath {
     _locks: environment::Locks,
 }
 
-impl Datapath {
-    /// Checks the machine, takes both directories, and builds a new generation beside whatever an earlier agent left
-    /// running, which goes on undisturbed.
+/// A machine that is fit, and both directories, which are this agent's now. Nothing has changed in the kernel.
+pub struct Claim {
+    options: Options,
+    mode: Mode,
+    locks: environment::Locks,
+}
+
+impl Claim {
+    /// Checks the machine and takes both directories.
     ///
     /// # Errors
-    /// One of its own for: kernel too old, missing privileges, no bpffs, another agent, maps of another shape, a
-    /// kernel without TCX where that is asked for, programs that the kernel refuses.
-    pub fn start(options: Options) -> Result<(Self, Inherited)> {
+    /// One of its own for: kernel too old, missing privileges, no bpffs, another agent, a kernel without TCX where that is
+    /// asked for.
+    pub fn take(options: Options) -> Result<Self> {
         environment::check_kernel()?;
         environment::check_privileges()?;
         environment::check_bpffs(&options.bpffs)?;
@@ -112,6 +118,26 @@ impl Datapath {
             AttachMode::Auto if sys::has_tcx() => Mode::Tcx,
             AttachMode::Auto => Mode::Tc,
         };
+        Ok(Self { options, mode, locks })
+    }
+}
+
+impl Datapath {
+    /// [`Claim::take`] and [`Self::build`].
+    ///
+    /// # Errors
+    /// Theirs.
+    pub fn start(options: Options) -> Result<(Self, Inherited)> {
+        Self::build(Claim::take(options)?)
+    }
+
+    /// Builds a new generation beside whatever an earlier agent left running, which goes on undisturbed. Takes up to a
+    /// second, in which the kernel verifies the programs.
+    ///
+    /// # Errors
+    /// Maps of another shape; programs that the kernel refuses.
+    pub fn build(claim: Claim) -> Result<(Self, Inherited)> {
+        let Claim { options, mode, locks } = claim;
         let pins = Pins::new(&options.bpffs);
         pins::make_dir(&pins.links())?;
         let links = Links {

@@ -31,6 +31,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::json;
+use weir::api::Severity;
 
 use self::{check::Checks, faults::Fault, resources::Resources};
 use crate::{
@@ -139,6 +140,19 @@ pub fn run(duration: Duration) -> Result<()> {
             let mut prober = Prober::default();
             for number in 1.. {
                 round(world, &mut tally, &mut random, &mut fault, &mut prober)?;
+                for node in [KILLED, SPARED] {
+                    let status = world.world.status(node)?;
+                    let errors = status
+                        .problems
+                        .iter()
+                        .filter(|problem| problem.severity == Severity::Error);
+                    tally
+                        .failures
+                        .extend(errors.map(|problem| format!("{node}: {problem}")));
+                    if let Some(reason) = status.reason.filter(|_| !status.ready) {
+                        tally.fail(format!("{node} is not ready: {reason}"));
+                    }
+                }
                 let now = resources::back_to(&world.world, &first)?;
                 println!(
                     "soak: {:>4.0?} round {number}: {} changes, {} faults, {} checks, {now}",

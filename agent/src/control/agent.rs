@@ -272,7 +272,9 @@ impl Agent {
     #[must_use]
     pub fn next_tick(&self) -> Option<Instant> {
         let retry = self.broken.as_ref().map(|(_, retry)| *retry);
-        let first_sync = self.first_sync_by.filter(|_| !self.settled);
+        let first_sync = self
+            .first_sync_by
+            .filter(|_| !self.settled && !self.endpoints.awaits_inherited());
         [
             self.removals.next(),
             retry,
@@ -445,7 +447,8 @@ impl Agent {
     /// Ends the first sync when it is over, and answers who waits for what is now true.
     pub(super) fn progress(&mut self) {
         if self.synced && !self.settled && self.broken.is_none() {
-            let late = self.first_sync_by.is_some_and(|by| by <= Instant::now());
+            // On a machine that hardly gets anything done, too, what is enforced stays until something is known of its pod.
+            let late = self.first_sync_by.is_some_and(|by| by <= Instant::now()) && !self.endpoints.awaits_inherited();
             if late || (self.endpoints.unanswered() == 0 && self.attachments.confirmed()) {
                 match self.datapath.finish_first_sync() {
                     Ok(()) => {

@@ -210,12 +210,6 @@ pub fn put(api: &Api, object: &Value) -> Result<()> {
     Ok(())
 }
 
-/// Whether an agent says that all it knows is enforced.
-#[must_use]
-pub fn is_ready(agent: &Agent) -> bool {
-    status(agent).is_ok_and(|status| status.ready)
-}
-
 /// How an agent's watches do.
 ///
 /// # Errors
@@ -256,8 +250,11 @@ fn write_kubeconfig(cluster: &Cluster, path: &Path, port: u16) -> Result<()> {
     fs::write(path, config.to_string()).with_context(|| format!("write {}", path.display()))
 }
 
-/// What fails because something else is not there yet is done again.
-fn retry<T>(mut action: impl FnMut() -> Result<T>) -> Result<T> {
+/// What fails because something else is not there (yet) is done again.
+///
+/// # Errors
+/// The last attempt's, once patience ends.
+pub fn retry<T>(mut action: impl FnMut() -> Result<T>) -> Result<T> {
     let deadline = Instant::now() + PATIENCE;
     loop {
         match action() {

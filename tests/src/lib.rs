@@ -4,6 +4,7 @@
 pub mod api_world;
 pub mod binary;
 pub mod chart;
+pub mod churn;
 pub mod cluster;
 pub mod conformance;
 pub mod connection;
@@ -15,6 +16,7 @@ pub mod packet;
 pub mod plan;
 pub mod promql;
 pub mod scrape;
+pub mod soak;
 pub mod testrun;
 pub mod tiers;
 pub mod traffic;

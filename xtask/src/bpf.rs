@@ -24,6 +24,9 @@ const PACKAGE: &str = "weir-ebpf";
 /// A profile of the workspace: optimised, with the debug information that becomes BTF.
 const PROFILE: &str = "bpf";
 
+/// Where a compiler has the sources of its own library, in its sysroot.
+const LIBRARY: &str = "lib/rustlib/src/rust";
+
 const TARGET: &str = if cfg!(target_endian = "big") {
     "bpfeb-unknown-none"
 } else {
@@ -147,7 +150,7 @@ impl Toolchain {
             "-Cdebuginfo=2".into(),
             "-Clink-arg=--btf".into(),
         ];
-        rustflags.extend(remap_paths(root));
+        rustflags.extend(remap_paths(root, target_dir, &self.library()));
         cargo
             .current_dir(root)
             .env("CARGO", &self.cargo)
@@ -172,6 +175,12 @@ impl Toolchain {
     /// The cargo beside it.
     pub fn cargo(&self) -> &Path {
         &self.cargo
+    }
+
+    /// The sources of its own library, and what is beside them.
+    pub fn library(&self) -> PathBuf {
+        let sysroot = self.rustc.ancestors().nth(2).unwrap_or(Path::new("/usr"));
+        sysroot.join(LIBRARY)
     }
 
     /// The clippy that belongs to this compiler; it may not be installed.
@@ -239,11 +248,7 @@ impl Compiler {
                 "speaks {major}, but bpf-linker {LINKER_VERSION} needs LLVM {LLVM_MAJOR}"
             ));
         }
-        if !self
-            .sysroot
-            .join("lib/rustlib/src/rust/library/core/Cargo.toml")
-            .exists()
-        {
+        if !self.sysroot.join(LIBRARY).join("library/core/Cargo.toml").exists() {
             return Some("has no library sources (component rust-src)".into());
         }
         if !self.rustc.with_file_name("cargo").exists() {
@@ -295,14 +300,26 @@ pub fn tools() -> Option<PathBuf> {
 }
 
 /// Compiler flags by which what is built does not show where it was built: two checkouts of one commit give the same
-/// bytes.
-pub fn remap_paths(root: &Path) -> Vec<String> {
-    let cargo = cargo_home().map(|dir| format!("--remap-path-prefix={}=/cargo", dir.display()));
-    let root = format!("--remap-path-prefix={}=/weir", root.display());
-    cargo.into_iter().chain([root]).collect()
+/// bytes. `library` is where a compiler has the sources of its own library, for builds that compile that too.
+pub fn remap_paths(root: &Path, target_dir: &Path, library: &Path) -> Vec<String> {
+    // Of several that fit, rustc takes the last: the target directory may lie in the checkout.
+    let places = [
+        // Debian has a link there, and some paths are taken behind it.
+        (library.canonicalize().unwrap_or_default(), "/rustc"),
+        (library.to_owned(), "/rustc"),
+        (cargo_home().unwrap_or_default(), "/cargo"),
+        (root.to_owned(), "/weir"),
+        (target_dir.to_owned(), "/target"),
+    ];
+    places
+        .iter()
+        .filter(|(place, _)| place.is_absolute())
+        .map(|(place, name)| format!("--remap-path-prefix={}={name}", place.display()))
+        .collect()
 }
 
-fn cargo_home() -> Option<PathBuf> {
+/// Where cargo keeps what it downloads.
+pub fn cargo_home() -> Option<PathBuf> {
     env::var_os("CARGO_HOME")
         .map(PathBuf::from)
         .or_else(|| Some(home()?.join(".cargo")))

@@ -81,7 +81,7 @@ fn clippy() -> Result<()> {
         "--workspace",
         "--all-targets",
         "--features",
-        "xtask/bench",
+        "xtask/bench,xtask/soak",
     ]);
     process::run(cargo.args(["--", "-Dwarnings"]))
 }

@@ -23,6 +23,7 @@ mod machine;
 mod packages;
 mod process;
 mod setup;
+mod soak;
 mod test;
 mod workspace;
 
@@ -78,6 +79,12 @@ enum Verb {
     /// Makes the image and a cluster of namespaces (see `cluster`), which goes again at the end.
     E2e(e2e::Arguments),
 
+    /// Run agents for minutes or hours while everything around them changes and fails
+    ///
+    /// Pods under traffic on two nodes; thousands of other pods, labels, namespaces and policies that change; agents that
+    /// are killed, an API server and an etcd that go and come back. Says what did not hold: verdicts, connections, memory, logs.
+    Soak(soak::Arguments),
+
     /// Feed random input to the parsers, for a minute each
     ///
     /// What is found lies in tests/fuzz/artifacts. The corpus that a run leaves behind makes the next one go further.
@@ -113,6 +120,7 @@ fn run(verb: Verb) -> Result<()> {
         Verb::Lint(arguments) => lint::run(&arguments),
         Verb::Cluster(arguments) => cluster::run(&arguments),
         Verb::E2e(arguments) => e2e::run(&arguments),
+        Verb::Soak(arguments) => soak::run(&arguments),
         Verb::Bench(arguments) => bench::run(&arguments),
     }
 }

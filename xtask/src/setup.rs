@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::{
     bpf::{NoToolchain, Toolchain},
     cargo_tool::{self, CargoTool},
-    go, machine, packages, process, workspace,
+    go, image, machine, packages, process, workspace,
 };
 
 #[derive(clap::Args)]
@@ -42,6 +42,7 @@ pub fn run(_arguments: &Arguments) -> Result<()> {
         problems: Vec::new(),
     };
     check.verbs(&ALL);
+    check.note("images also for", image::ensure_cross());
     check.finish()?;
     println!("This machine is ready.");
     Ok(())

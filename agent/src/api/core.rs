@@ -148,11 +148,11 @@ fn pod_object(cx: &mut Context<'_>) -> Result<Object, Reported> {
         host_network,
         service_account: cx.interner.string(account.unwrap_or("default")),
         named_ports: cx.interner.ports(ports),
-        addresses,
+        addresses: addresses.into(),
         phase: phase(&status, cx.report)?,
         created: created(&metadata, cx.report),
         uid: uid(&metadata),
-        allowed_sources: allowed_sources(&metadata, cx.report),
+        allowed_sources: allowed_sources(&metadata, cx.report).into(),
         workload: workload(&metadata, cx),
     })))
 }
@@ -331,7 +331,7 @@ fn allowed_sources(metadata: &At<'_>, report: &mut Report) -> Vec<IpNet> {
 }
 
 /// What made the pod: the owner that controls it, else its first owner.
-fn workload(metadata: &At<'_>, cx: &mut Context<'_>) -> Option<Workload> {
+fn workload(metadata: &At<'_>, cx: &mut Context<'_>) -> Option<Arc<Workload>> {
     let owners = metadata.value().get("ownerReferences")?.as_array()?;
     let owner = owners
         .iter()
@@ -347,8 +347,9 @@ fn workload(metadata: &At<'_>, cx: &mut Context<'_>) -> Option<Workload> {
         .filter(|_| kind == "ReplicaSet")
         .and_then(|hash| name.strip_suffix(hash)?.strip_suffix('-'));
     let (kind, name) = deployment.map_or((kind, name), |deployment| ("Deployment", deployment));
-    Some(Workload {
+    let workload = Workload {
         kind: cx.interner.string(kind),
         name: cx.interner.string(name),
-    })
+    };
+    Some(cx.interner.workload(workload))
 }

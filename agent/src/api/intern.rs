@@ -2,6 +2,7 @@
 
 use std::{collections::HashSet, hash::Hash, sync::Arc};
 
+use super::object::Workload;
 use crate::policy::{model::NamedPort, selector::Labels};
 
 #[derive(Default)]
@@ -9,6 +10,7 @@ pub(super) struct Interner {
     strings: Shared<str>,
     labels: Shared<std::collections::BTreeMap<String, String>>,
     ports: Shared<[NamedPort]>,
+    workloads: Shared<Workload>,
 }
 
 impl Interner {
@@ -27,6 +29,13 @@ impl Interner {
         match self.ports.find(&ports) {
             Some(known) => known,
             None => self.ports.add(ports.into()),
+        }
+    }
+
+    pub(super) fn workload(&mut self, workload: Workload) -> Arc<Workload> {
+        match self.workloads.find(&workload) {
+            Some(known) => known,
+            None => self.workloads.add(Arc::new(workload)),
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::{fmt, net::IpAddr, num::NonZeroU128, sync::Arc};
 
 use ipnet::IpNet;
+use smallvec::SmallVec;
 
 use weir_common::Direction;
 
@@ -82,6 +83,23 @@ pub enum Object {
 }
 
 impl Object {
+    /// Namespace (empty for cluster-wide kinds) and name.
+    #[must_use]
+    pub fn name(&self) -> (&str, &str) {
+        match self {
+            Self::Node(node) => ("", &node.name),
+            Self::Namespace(namespace) => ("", &namespace.name),
+            Self::Pod(pod) => (&pod.namespace, &pod.name),
+            Self::ServiceAccount(account) => (&account.namespace, &account.name),
+            Self::Policy(policy) => policy_name(policy),
+            Self::ServicePolicy(object) => policy_name(&object.policy),
+            Self::Tier(tier) => ("", &tier.name),
+            Self::NetworkSet(set) => (set.namespace.as_deref().unwrap_or_default(), &set.name),
+            Self::Service(service) => (&service.namespace, &service.name),
+            Self::EndpointSlice(slice) => (&slice.namespace, &slice.name),
+        }
+    }
+
     #[must_use]
     pub fn key(&self) -> ObjectKey {
         let (kind, namespace, name) = match self {
@@ -112,6 +130,11 @@ impl Object {
             name: name.clone(),
         }
     }
+}
+
+fn policy_name(policy: &Policy) -> (&str, &str) {
+    let key = &policy.key;
+    (key.namespace.as_deref().unwrap_or_default(), &key.name)
 }
 
 fn policy_key(policy: &Policy) -> (ObjectKind, Option<Arc<str>>, &Arc<str>) {
@@ -224,6 +247,7 @@ impl PodPhase {
     }
 }
 
+/// A pod. There may be tens of thousands: what they have in common is shared.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pod {
     pub namespace: Arc<str>,
@@ -236,15 +260,16 @@ pub struct Pod {
     /// Of containers and init containers. Sorted.
     pub named_ports: Arc<[NamedPort]>,
     /// status.podIPs, else status.podIP. Sorted.
-    pub addresses: Vec<IpAddr>,
+    pub addresses: SmallVec<[IpAddr; 1]>,
     pub phase: PodPhase,
     /// metadata.creationTimestamp, seconds since 1970.
     pub created: Option<i64>,
     /// The uid under which container runtimes know the pod.
     pub uid: Option<PodUid>,
     /// Annotation `cni.projectcalico.org/allowedSourcePrefixes`: what the pod may send from besides its addresses.
-    pub allowed_sources: Vec<IpNet>,
-    pub workload: Option<Workload>,
+    pub allowed_sources: Box<[IpNet]>,
+    /// Shared by all that it made.
+    pub workload: Option<Arc<Workload>>,
 }
 
 /// A pod's uid: which pod of one name is meant. Of a pod whose uid is none of the usual form it is not known.

@@ -263,7 +263,8 @@ impl Parser {
             _ => "default",
         };
         let name = (kind.name)(root, name);
-        Ok((self.interner.string(namespace), self.interner.string(&name)))
+        // Hardly any two objects have one name.
+        Ok((self.interner.string(namespace), Arc::from(&*name)))
     }
 }
 

@@ -51,6 +51,9 @@ pub fn init(level: LogLevel, format: LogFormat) -> anyhow::Result<()> {
             .iter()
             .filter(|_| LevelFilter::from(level) > LevelFilter::WARN)
             .filter_map(|crate_name| format!("{crate_name}=warn").parse().ok())
+            // What it says of requests that fail names neither server nor remedy, once for each attempt of each watch; the
+            // source says it itself, once.
+            .chain("kube_client::client::builder=off".parse().ok())
             .fold(filter, EnvFilter::add_directive)
     } else {
         filter

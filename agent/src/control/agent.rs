@@ -44,9 +44,9 @@ use crate::{
 const FIRST_DISCOVERY: Duration = Duration::from_secs(3);
 /// How soon a failed write to the kernel is tried again, by a new generation.
 pub(super) const RETRY: Duration = Duration::from_secs(5);
-/// After so many changed objects at once there is memory to give back,
+/// After so many changed objects at once, and after the start, there is memory to give back,
 const MANY_OBJECTS: usize = 1_000;
-/// so much later, when what follows from them is done too.
+/// so much later, when what follows is done too.
 const TRIM_AFTER: Duration = Duration::from_secs(1);
 
 /// All that the loop holds.
@@ -86,6 +86,8 @@ pub struct Agent {
     /// When endpoints that could not be attached are tried again.
     pub(super) retry: Option<Instant>,
     pub(super) forwarding: Forwarding,
+    /// When a pod was attached while its runtime waited.
+    pub(super) last_hurry: Option<Instant>,
     /// When memory is given back.
     trim: Option<Instant>,
     /// The naive evaluator of the current objects, for explain. None: something changed since.
@@ -138,6 +140,7 @@ impl Agent {
             broken: None,
             retry: None,
             forwarding: Forwarding::default(),
+            last_hurry: None,
             trim: None,
             world: None,
         };
@@ -259,6 +262,7 @@ impl Agent {
             }
         }
         self.review_forwarding(now);
+        self.settle(now);
         if self.trim.is_some_and(|at| at <= now) {
             self.trim = None;
             memory::trim();
@@ -278,6 +282,7 @@ impl Agent {
             retry,
             self.retry,
             self.forwarding.next(),
+            self.settle_at(),
             self.trim,
             first_sync,
             self.waits.next(),
@@ -452,6 +457,7 @@ impl Agent {
                         self.endpoints.forget_inherited();
                         self.forget_stale_attachments();
                         self.settled = true;
+                        self.trim.get_or_insert_with(|| Instant::now() + TRIM_AFTER);
                         info!(
                             endpoints = self.endpoints.iter().filter(|(_, endpoint)| endpoint.attached).count(),
                             "everything in the source is enforced"

@@ -111,7 +111,14 @@ impl Agent {
             let plan = self.compiler.apply(change);
             self.execute(plan);
         }
-        match self.datapath.attach(id) {
+        // A pod that its runtime waits with: nobody sends to it yet.
+        let attached = if self.settled && self.attachments.of(pod).is_some() {
+            self.hurried();
+            self.datapath.attach_at_once(id)
+        } else {
+            self.datapath.attach(id)
+        };
+        match attached {
             Ok(()) => {
                 debug!(%pod, id, "enforced");
                 self.forwarding.soon();

@@ -6,6 +6,7 @@
 //! | `enforce` | plans into the kernel; new generations |
 //! | `attach` | pods that the CNI plugin attaches before they start |
 //! | `endpoints`, `bind` | local pods on their way to an enforced interface |
+//! | `settle` | what attaching pods in a hurry has left to be done |
 //! | `removals` | what plans want removed, kept for the grace period |
 //! | `hits` | how often each rule was hit |
 //! | `staging` | staged policies |
@@ -30,6 +31,7 @@ mod observe;
 pub mod options;
 pub mod query;
 mod removals;
+mod settle;
 mod staging;
 mod status;
 mod uninstall;
@@ -89,7 +91,12 @@ pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
     Source::check(&options.source).await?;
     let datapath_options = datapath_options(&options);
     let capacity = datapath_options.capacity;
-    let (datapath, inherited) = Datapath::start(datapath_options)?;
+    let claim = datapath::Claim::take(datapath_options)?;
+    // The source is read on other threads while this one waits for the kernel to verify the programs.
+    let instruments = Arc::new(Instruments::default());
+    let (source, mut source_events) =
+        Source::start(&options.source, &options.run_dir, &options.node, &instruments).await?;
+    let (datapath, inherited) = Datapath::build(claim)?;
 
     let node: Arc<str> = options.node.as_str().into();
     let sink = match &options.flow_log {
@@ -97,7 +104,6 @@ pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
         None => None,
     };
     let hub = Hub::new(sink);
-    let instruments = Arc::new(Instruments::default());
     let directory = Arc::new(Directory::default());
     let (questions, mut asked) = mpsc::channel(QUESTIONS);
     let handle = ControlHandle {
@@ -142,8 +148,6 @@ pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
         None => None,
     };
     let mut plugin_reports = installer.as_ref().map(Installer::reports);
-    let (source, mut source_events) =
-        Source::start(&options.source, &options.run_dir, &options.node, &instruments).await?;
     let reader = source.pod_reader();
     let (read, mut pods_read) = mpsc::unbounded_channel::<(PodName, Result<bool, ReadError>)>();
     info!(node = options.node, source = %options.source, "started");

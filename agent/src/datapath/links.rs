@@ -61,11 +61,14 @@ impl Links {
     /// Puts `program` onto a hook, or atomically in the place of the one that is there; then removes what another
     /// mode left there. So the hook is never empty in between, and a packet that passes both programs is judged
     /// twice by the same rules.
+    ///
+    /// A clsact qdisc stays, also an empty one of ours: without it the kernel would lose packets (see
+    /// [`Self::remove_qdisc`]).
     pub(super) fn attach(&self, ifindex: u32, direction: Direction, program: BorrowedFd<'_>) -> Result<()> {
         match self.mode {
             Mode::Tcx => {
                 self.attach_tcx(ifindex, direction, program)?;
-                self.detach_tc(ifindex, direction)?;
+                remove_filter(ifindex, direction)?;
             }
             Mode::Tc => {
                 self.attach_tc(ifindex, direction, program)?;
@@ -73,6 +76,25 @@ impl Links {
             }
         }
         Ok(())
+    }
+
+    /// The same within microseconds, by a filter where the mode is TCX and no link is there yet: true, and
+    /// [`Self::attach`] is to put a link in its place when there is time. A new link has to wait until no packet is
+    /// within the hook any more, which takes an RCU grace period, some 10 to 20 ms under the RTNL lock
+    /// (`tcx_entry_sync` in include/net/tcx.h); a filter on a new qdisc hastens it (`mini_qdisc_pair_swap` in
+    /// net/sched/sch_generic.c).
+    ///
+    /// For an interface that nobody sends to yet: a new qdisc takes its transmit queue away for a moment.
+    pub(super) fn attach_at_once(&self, ifindex: u32, direction: Direction, program: BorrowedFd<'_>) -> Result<bool> {
+        if self.mode == Mode::Tcx && !self.pins.link(ifindex, direction).exists() {
+            match self.attach_tc(ifindex, direction, program) {
+                Ok(()) => return Ok(true),
+                // A kernel without clsact, or an `ingress` qdisc of somebody else in its place.
+                Err(error) => debug!(ifindex, %error, "no filter for a start"),
+            }
+        }
+        self.attach(ifindex, direction, program)?;
+        Ok(false)
     }
 
     /// Takes ours off both hooks of an interface, whatever the mode; also of one that is gone. True: there was something.
@@ -207,7 +229,14 @@ impl Links {
     }
 
     fn detach_tc(&self, ifindex: u32, direction: Direction) -> Result<bool> {
-        let removed = tc::remove_filter(ifindex, direction).map_err(Error::interface(ifindex, "remove the filter"))?;
+        let removed = remove_filter(ifindex, direction)?;
+        self.remove_qdisc(ifindex)?;
+        Ok(removed)
+    }
+
+    /// Removes the clsact qdisc of an interface if it is ours and empty. The kernel takes the interface's transmit queue
+    /// away for that moment (`qdisc_graft` in net/sched/sch_api.c), and what is sent through it just then is lost.
+    pub(super) fn remove_qdisc(&self, ifindex: u32) -> Result<()> {
         let mark = self.pins.qdisc(ifindex);
         if mark.exists() {
             match tc::remove_empty_clsact(ifindex) {
@@ -218,8 +247,12 @@ impl Links {
                 Err(error) => warn!(ifindex, %error, "cannot remove the clsact qdisc"),
             }
         }
-        Ok(removed)
+        Ok(())
     }
+}
+
+fn remove_filter(ifindex: u32, direction: Direction) -> Result<bool> {
+    tc::remove_filter(ifindex, direction).map_err(Error::interface(ifindex, "remove the filter"))
 }
 
 fn filters(ifindex: u32, direction: Direction) -> Result<Vec<tc::Filter>> {

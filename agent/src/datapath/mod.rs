@@ -25,6 +25,7 @@ mod netfilter;
 mod netlink;
 mod options;
 mod pins;
+mod settle;
 mod shape;
 mod state;
 mod sweep;
@@ -64,6 +65,7 @@ use self::{
     generation::Generation,
     links::{DIRECTIONS, Links},
     pins::{Numbered, Pins},
+    settle::Unsettled,
     shape::Shape,
     state::Chosen,
     sweep::Shared,
@@ -79,6 +81,8 @@ pub struct Datapath {
     generation: Generation,
     links: Links,
     endpoints: HashMap<u32, Endpoint>,
+    /// Interfaces that were attached in a hurry.
+    unsettled: Unsettled,
     /// Endpoints of an earlier agent that nobody has claimed yet: id -> ifindex, epoch.
     inherited: HashMap<u32, (u32, u32)>,
     next_id: u32,
@@ -89,14 +93,20 @@ pub struct Datapath {
     _locks: environment::Locks,
 }
 
-impl Datapath {
-    /// Checks the machine, takes both directories, and builds a new generation beside whatever an earlier agent left
-    /// running, which goes on undisturbed.
+/// A machine that is fit, and both directories, which are this agent's now. Nothing has changed in the kernel.
+pub struct Claim {
+    options: Options,
+    mode: Mode,
+    locks: environment::Locks,
+}
+
+impl Claim {
+    /// Checks the machine and takes both directories.
     ///
     /// # Errors
-    /// One of its own for: kernel too old, missing privileges, no bpffs, another agent, maps of another shape, a
-    /// kernel without TCX where that is asked for, programs that the kernel refuses.
-    pub fn start(options: Options) -> Result<(Self, Inherited)> {
+    /// One of its own for: kernel too old, missing privileges, no bpffs, another agent, a kernel without TCX where that is
+    /// asked for.
+    pub fn take(options: Options) -> Result<Self> {
         environment::check_kernel()?;
         environment::check_privileges()?;
         environment::check_bpffs(&options.bpffs)?;
@@ -108,6 +118,26 @@ impl Datapath {
             AttachMode::Auto if sys::has_tcx() => Mode::Tcx,
             AttachMode::Auto => Mode::Tc,
         };
+        Ok(Self { options, mode, locks })
+    }
+}
+
+impl Datapath {
+    /// [`Claim::take`] and [`Self::build`].
+    ///
+    /// # Errors
+    /// Theirs.
+    pub fn start(options: Options) -> Result<(Self, Inherited)> {
+        Self::build(Claim::take(options)?)
+    }
+
+    /// Builds a new generation beside whatever an earlier agent left running, which goes on undisturbed. Takes up to a
+    /// second, in which the kernel verifies the programs.
+    ///
+    /// # Errors
+    /// Maps of another shape; programs that the kernel refuses.
+    pub fn build(claim: Claim) -> Result<(Self, Inherited)> {
+        let Claim { options, mode, locks } = claim;
         let pins = Pins::new(&options.bpffs);
         pins::make_dir(&pins.links())?;
         let links = Links {
@@ -150,6 +180,7 @@ impl Datapath {
             generation,
             links,
             endpoints: HashMap::new(),
+            unsettled: Unsettled::default(),
             next_id: last_id % MAX_ENDPOINT_ID + 1,
             shared,
             kernel_forwards: None,
@@ -206,7 +237,7 @@ impl Datapath {
         if let Some((old_ifindex, epoch)) = self.inherited.remove(&id) {
             inherited_epoch = epoch;
             if old_ifindex != ifindex && !self.is_bound(old_ifindex) {
-                self.links.detach(old_ifindex)?;
+                self.detach(old_ifindex)?;
             }
         }
         let old = self.endpoints.get(&id).and_then(|endpoint| endpoint.binding.clone());
@@ -281,7 +312,21 @@ impl Datapath {
     /// Puts the current generation's programs onto both hooks of an endpoint's interface, or flips the hooks to them
     /// where others of ours run. The endpoint must have its value: interface and policy.
     pub fn attach(&mut self, id: u32) -> Result<()> {
-        let endpoint = self.endpoints.get_mut(&id).ok_or(Error::UnknownEndpoint { id })?;
+        let Some(ifindex) = self.to_attach(id)? else {
+            return Ok(());
+        };
+        for direction in DIRECTIONS {
+            self.links
+                .attach(ifindex, direction, self.generation.program(direction))?;
+        }
+        self.unsettled.forget(ifindex);
+        self.set_attached(id);
+        Ok(())
+    }
+
+    /// The interface of an endpoint that is to be attached. None: it is.
+    fn to_attach(&self, id: u32) -> Result<Option<u32>> {
+        let endpoint = self.endpoints.get(&id).ok_or(Error::UnknownEndpoint { id })?;
         let Some(ifindex) = endpoint.written else {
             let missing = if endpoint.binding.is_none() {
                 "an interface"
@@ -290,15 +335,19 @@ impl Datapath {
             };
             return Err(Error::EndpointIncomplete { id, missing });
         };
-        if endpoint.attached {
-            return Ok(());
+        Ok((!endpoint.attached).then_some(ifindex))
+    }
+
+    fn set_attached(&mut self, id: u32) {
+        if let Some(endpoint) = self.endpoints.get_mut(&id) {
+            endpoint.attached = true;
         }
-        for direction in DIRECTIONS {
-            self.links
-                .attach(ifindex, direction, self.generation.program(direction))?;
-        }
-        endpoint.attached = true;
-        Ok(())
+    }
+
+    /// Takes ours off an interface.
+    fn detach(&mut self, ifindex: u32) -> Result<()> {
+        self.unsettled.forget(ifindex);
+        self.links.detach(ifindex).map(drop)
     }
 
     /// The interface of an endpoint is gone (or no longer the pod's): takes its value and what is attached away, and
@@ -307,12 +356,12 @@ impl Datapath {
         if let Some((ifindex, _)) = self.inherited.remove(&id)
             && !self.is_bound(ifindex)
         {
-            self.links.detach(ifindex)?;
+            self.detach(ifindex)?;
         }
         let bound = self.endpoints.get(&id).and_then(|endpoint| endpoint.binding.as_ref());
         if let Some(ifindex) = bound.map(|binding| binding.ifindex) {
             // The programs first: without its value the interface would be open for them all the same.
-            self.links.detach(ifindex)?;
+            self.detach(ifindex)?;
             self.erase(id)?;
         }
         Ok(())
@@ -351,7 +400,7 @@ impl Datapath {
                 running.extend(self.links.programs(ifindex)?);
             } else {
                 info!(ifindex, "detaching from an interface that is no endpoint's");
-                self.links.detach(ifindex)?;
+                self.detach(ifindex)?;
             }
         }
         self.retire_old(&running)
@@ -406,6 +455,8 @@ impl Datapath {
             endpoint.attached = false;
             endpoint.forwarding = None;
         }
+        // Attaching them anew leaves nothing to be done.
+        self.unsettled = Unsettled::default();
         self.generation = generation;
         self.options = options;
         Ok(())

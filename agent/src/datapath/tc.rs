@@ -60,15 +60,31 @@ const fn parent(direction: Direction) -> u32 {
 }
 
 /// Adds a clsact qdisc. False: there already is one.
+///
+/// `EEXIST`: an `ingress` qdisc of somebody else (the bandwidth plugin's) is in its place. That would take filters for both
+/// hooks, and run both on what comes in.
 pub(super) fn add_clsact(ifindex: u32) -> io::Result<bool> {
     let mut message = clsact(ifindex);
     message.attributes.push(TcAttribute::Kind(CLSACT.into()));
     let flags = NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL;
     match request(RouteNetlinkMessage::NewQueueDiscipline(message), flags) {
         Ok(_) => Ok(true),
-        Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(false),
+        Err(error) if error.raw_os_error() == Some(libc::EEXIST) && is_clsact(ifindex)? => Ok(false),
         Err(error) => Err(error),
     }
+}
+
+/// Whether what stands on the interface's hooks is a clsact qdisc.
+fn is_clsact(ifindex: u32) -> io::Result<bool> {
+    let question = RouteNetlinkMessage::GetQueueDiscipline(clsact(ifindex));
+    Ok(request(question, NLM_F_DUMP)?.iter().any(|answer| match answer {
+        RouteNetlinkMessage::NewQueueDiscipline(qdisc) => {
+            let kind = |attribute: &TcAttribute| matches!(attribute, TcAttribute::Kind(kind) if kind == CLSACT);
+            // The kernel tells of all interfaces, whichever is asked for.
+            qdisc.header.index == ifindex as i32 && qdisc.attributes.iter().any(kind)
+        }
+        _ => false,
+    }))
 }
 
 /// Removes the clsact qdisc if no filter is left on it. True: it is gone.

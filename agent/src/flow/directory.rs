@@ -85,7 +85,8 @@ impl<T: Clone> Numbered<T> {
 /// The names of one moment.
 #[derive(Debug, Default)]
 pub struct Names {
-    pods: FxHashMap<IpAddr, Arc<PodInfo>>,
+    /// By address, IPv4 mapped into IPv6.
+    pods: FxHashMap<[u8; 16], Arc<PodInfo>>,
     nodes: FxHashMap<IpAddr, Name>,
     /// The keys of `nodes`, by node: a node's next version may have fewer.
     node_addresses: FxHashMap<Arc<str>, Vec<IpAddr>>,
@@ -95,11 +96,18 @@ pub struct Names {
     pub staged: Option<Box<StagedWorld>>,
 }
 
+const fn mapped(address: IpAddr) -> [u8; 16] {
+    match address {
+        IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
+        IpAddr::V6(address) => address.octets(),
+    }
+}
+
 impl Names {
     /// Whose address it is; None: the world's.
     #[must_use]
     pub fn address(&self, address: IpAddr) -> Option<Name> {
-        match self.pods.get(&address) {
+        match self.pods.get(&mapped(address)) {
             Some(pod) => Some(Name::Pod(pod.clone())),
             None => self.nodes.get(&address).cloned(),
         }
@@ -121,8 +129,8 @@ impl Names {
     pub fn apply_index(&mut self, output: &IndexOutput) {
         for change in &output.names {
             match &change.pod {
-                Some(pod) => self.pods.insert(change.address, pod.clone()),
-                None => self.pods.remove(&change.address),
+                Some(pod) => self.pods.insert(mapped(change.address), pod.clone()),
+                None => self.pods.remove(&mapped(change.address)),
             };
         }
         for change in &output.changes {

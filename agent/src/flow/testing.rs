@@ -40,11 +40,11 @@ pub fn pod(namespace: &str, name: &str, labels: &[(&str, &str)]) -> Arc<PodInfo>
         host_network: false,
         service_account: "default".into(),
         named_ports: Vec::new().into(),
-        addresses: Vec::new(),
+        addresses: Default::default(),
         phase: PodPhase::Running,
         created: None,
         uid: None,
-        allowed_sources: Vec::new(),
+        allowed_sources: Box::default(),
         workload: None,
     })
 }
@@ -60,10 +60,10 @@ pub fn names() -> Names {
     let mut names = Names::default();
     let api = pod("prod", "api-0", &[("app", "api"), ("tier", "backend")]);
     let mut web = PodInfo::clone(&pod("prod", "web-1", &[("app", "web")]));
-    web.workload = Some(Workload {
+    web.workload = Some(Arc::new(Workload {
         kind: "Deployment".into(),
         name: "web".into(),
-    });
+    }));
     let web = Arc::new(web);
     let node = |name: &str, address: &str, local_node| {
         Change::Peer(

@@ -26,11 +26,11 @@ pub(super) struct Entity {
     labels: Labels,
     service_account: Option<Arc<str>>,
     named_ports: Arc<[NamedPort]>,
-    pub addresses: SmallVec<[u128; 2]>,
+    pub addresses: SmallVec<[u128; 1]>,
     claimed: u64,
     local_node: bool,
     /// Of a network set.
-    pub nets: Vec<Cidr>,
+    pub nets: Box<[Cidr]>,
     /// As of the last settling.
     pub view: Option<u32>,
     /// A network set whose prefixes are regions because some live selector matches it.
@@ -274,7 +274,7 @@ impl Identities {
         let Some(peer) = peer else {
             return self.remove_entity(&key);
         };
-        let addresses: SmallVec<[u128; 2]> = peer.addresses.iter().copied().map(number).collect();
+        let addresses: SmallVec<[u128; 1]> = peer.addresses.iter().copied().map(number).collect();
         self.put_entity(Entity {
             key,
             labels: peer.labels,
@@ -283,7 +283,7 @@ impl Identities {
             addresses,
             claimed: peer.claimed,
             local_node: peer.local_node,
-            nets: Vec::new(),
+            nets: Box::default(),
             view: None,
             active: false,
         })
@@ -304,7 +304,7 @@ impl Identities {
             addresses: SmallVec::new(),
             claimed: 0,
             local_node: false,
-            nets,
+            nets: nets.into(),
             view: None,
             active: false,
         })

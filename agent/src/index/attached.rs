@@ -5,7 +5,7 @@
 
 use std::{net::IpAddr, sync::Arc};
 
-use super::{Index, IndexOutput, Scoped, claims::attached_seniority};
+use super::{Index, IndexOutput, Scoped, claims::attached_seniority, pods::names};
 use crate::api::{Pod, PodUid};
 
 /// How a pod is attached.
@@ -30,11 +30,11 @@ impl Attached {
 
     /// The pod with what the runtime has said of it.
     pub(super) fn apply(&self, pod: &Arc<Pod>, node: &Arc<str>) -> Arc<Pod> {
-        if pod.addresses == self.addresses && pod.node_name.as_ref() == Some(node) {
+        if *pod.addresses == *self.addresses && pod.node_name.as_ref() == Some(node) {
             return pod.clone();
         }
         Arc::new(Pod {
-            addresses: self.addresses.clone(),
+            addresses: self.addresses.as_slice().into(),
             node_name: Some(node.clone()),
             ..Pod::clone(pod)
         })
@@ -50,7 +50,7 @@ impl Index {
     /// The pod of this name and uid, as far as the source has told of it.
     #[must_use]
     pub fn pod_of_uid(&self, namespace: &str, name: &str, uid: Option<PodUid>) -> Option<&Arc<Pod>> {
-        let known = self.pods.get(&(namespace.into(), name.into()))?;
+        let known = self.pods.get((namespace, name))?;
         same(uid, known.told().uid).then_some(&known.pod)
     }
 
@@ -86,7 +86,7 @@ impl Index {
 
     fn know_again(&mut self, key: Scoped) -> IndexOutput {
         let mut out = IndexOutput::default();
-        if let Some(told) = self.pods.get(&key).map(|known| known.told().clone()) {
+        if let Some(told) = self.pods.get(names(&key)).map(|known| known.told().clone()) {
             self.know_pod(key, told, &mut out);
         }
         out

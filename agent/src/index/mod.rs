@@ -27,14 +27,7 @@ use std::{
 };
 
 pub use self::output::{IndexOutput, LocalPod, LocalPodChange, NameChange};
-use self::{
-    attached::Attached,
-    claims::Claims,
-    nodes::node_key,
-    pods::{KnownPod, pod_key},
-    services::Services,
-    sets::set_key,
-};
+use self::{attached::Attached, claims::Claims, nodes::node_key, pods::Pods, services::Services, sets::set_key};
 use crate::{
     api::{Namespace, NetworkSet, Node, Object, ObjectKey, ObjectKind, Pod, ServiceAccount},
     policy::{
@@ -66,7 +59,7 @@ pub struct Index {
     nodes: HashMap<Arc<str>, (Arc<Node>, u64)>,
     namespaces: HashMap<Arc<str>, KnownNamespace>,
     accounts: HashMap<Scoped, Arc<ServiceAccount>>,
-    pods: HashMap<Scoped, KnownPod>,
+    pods: Pods,
     policies: HashMap<PolicyKey, Arc<Policy>>,
     /// How many of them are staged.
     staged: usize,
@@ -89,7 +82,7 @@ impl Index {
             nodes: HashMap::new(),
             namespaces: HashMap::new(),
             accounts: HashMap::new(),
-            pods: HashMap::new(),
+            pods: Pods::default(),
             policies: HashMap::new(),
             staged: 0,
             tiers: HashMap::new(),
@@ -135,7 +128,7 @@ impl Index {
         let pods = self
             .pods
             .iter()
-            .filter_map(|(key, known)| known.peer().map(|peer| Change::Peer(pod_key(key), Some(peer))));
+            .filter_map(|known| known.peer().map(|peer| Change::Peer(known.key(), Some(peer))));
         let policies = self
             .policies
             .iter()
@@ -153,9 +146,7 @@ impl Index {
     /// The pod that has the address, if any does: the newest of those that claim it.
     #[must_use]
     pub fn pod_by_address(&self, address: IpAddr) -> Option<&Arc<Pod>> {
-        let key = self.claims.owner(address)?;
-        let scoped = (key.namespace.clone()?, key.name.clone());
-        self.pods.get(&scoped).map(|known| &known.pod)
+        self.claims.owner(address)?.pod()
     }
 
     fn owners<'a>(&self, addresses: impl Iterator<Item = &'a IpAddr>) -> Vec<(IpAddr, Option<Arc<Pod>>)> {
@@ -179,7 +170,7 @@ impl Index {
 
     #[must_use]
     pub fn pod(&self, namespace: &str, name: &str) -> Option<&Arc<Pod>> {
-        self.pods.get(&(namespace.into(), name.into())).map(|known| &known.pod)
+        self.pods.get((namespace, name)).map(|known| &known.pod)
     }
 
     /// Whether any policy is staged.
@@ -277,7 +268,11 @@ impl Index {
             namespace: None,
             name: name.clone(),
         };
-        let pods = self.pods.keys().map(|key| scoped(ObjectKind::Pod, key));
+        let pods = self.pods.iter().map(|known| ObjectKey {
+            kind: ObjectKind::Pod,
+            namespace: Some(known.pod.namespace.clone()),
+            name: known.pod.name.clone(),
+        });
         let accounts = self.accounts.keys().map(|key| scoped(ObjectKind::ServiceAccount, key));
         let nodes = self.nodes.keys().map(|name| global(ObjectKind::Node, name));
         let namespaces = self

@@ -2,7 +2,10 @@
 
 use std::{net::IpAddr, sync::Arc};
 
-use super::{Index, IndexOutput, claims::node_seniority};
+use super::{
+    Index, IndexOutput,
+    claims::{Claimant, node_seniority},
+};
 use crate::{
     api::Node,
     policy::{
@@ -60,11 +63,11 @@ impl Index {
         // Claims are still as they were, so this is who had them.
         let owners = self.owners(had.iter().chain(&has));
         for address in &had {
-            self.claims.release(*address, &key);
+            self.claims.release(*address, &Claimant::Node(name.clone()));
         }
         if let Some(peer) = &after {
             for address in &has {
-                self.claims.claim(*address, &key, peer.claimed);
+                self.claims.claim(*address, Claimant::Node(name.clone()), peer.claimed);
             }
         }
         out.changes.push(Change::Peer(key, after));

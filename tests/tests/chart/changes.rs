@@ -58,6 +58,7 @@ pub fn changes() -> Vec<Change> {
         ),
         change("audit", json!(true), "--audit"),
         change("attach", json!("tc"), "--attach=tc"),
+        change("forward", json!("direct"), "--forward=direct"),
         change("flowLog.enabled", json!(true), "--flow-log=/var/log/weir/flows.json"),
         given(change("flowLog.path", json!("/a/b/c.json"), "/a/b"), &flow),
         given(change("flowLog.stdout", json!(true), "--flow-log=-"), &flow),

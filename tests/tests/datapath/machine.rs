@@ -8,12 +8,13 @@ use std::{
     process::Command,
     sync::{
         Arc,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
+    thread,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use aya::programs::{SchedClassifier, TcAttachType};
 use weir::{
     datapath::{AttachMode, Datapath, Inherited, InterfaceBinding, Options, Report, detach_all},
@@ -91,6 +92,16 @@ impl Machine {
             datapath.set_interface(self.binding(id))?;
             datapath.execute(&[policy(id, allow)])?;
             datapath.attach(id)?;
+            Ok(())
+        })
+    }
+
+    /// The same for a pod that its runtime waits with.
+    pub fn enforce_at_once(&self, datapath: &mut Datapath, id: u32, allow: bool) -> Result<()> {
+        self.node.run(|| {
+            datapath.set_interface(self.binding(id))?;
+            datapath.execute(&[policy(id, allow)])?;
+            datapath.attach_at_once(id)?;
             Ok(())
         })
     }
@@ -202,6 +213,29 @@ impl Wire {
             }
         }
         Ok(false)
+    }
+
+    /// Sends all the time while something is done, and makes sure that nothing arrives.
+    pub fn nothing_slips_through<T>(&self, action: impl FnOnce() -> Result<T>) -> Result<T> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let flood = {
+            let (stop, sender, to) = (Arc::clone(&stop), self.sender.try_clone()?, self.to);
+            thread::spawn(move || {
+                let mut sent = 0_u64;
+                while !stop.load(Ordering::Relaxed) || sent < 1_000 {
+                    sent += u64::from(sender.send_to(b"flood", to).is_ok());
+                }
+                sent
+            })
+        };
+        let done = action();
+        stop.store(true, Ordering::Relaxed);
+        let sent = flood.join().map_err(|_| anyhow::anyhow!("the flood panicked"))?;
+        let done = done?;
+        self.receiver.set_read_timeout(Some(SILENCE))?;
+        let leaked = self.receiver.recv_from(&mut [0; 16]);
+        ensure!(leaked.is_err(), "a packet of {sent} slipped through");
+        Ok(done)
     }
 
     pub fn is_cut(&self) -> Result<bool> {

@@ -5,6 +5,7 @@
 mod batches;
 mod interfaces;
 mod machine;
+mod settle;
 mod tables;
 mod takeover;
 

@@ -6,9 +6,14 @@
 //! API server's own time, etcd's, and TLS both ways.
 
 use std::{
-    net::{SocketAddr, UdpSocket},
+    io::{Read as _, Write as _},
+    net::{SocketAddr, TcpStream, UdpSocket},
     path::Path,
-    sync::mpsc,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -39,6 +44,8 @@ const MEMORY_LIMIT_MB: f64 = 40.0;
 const CPU_LIMIT_MILLICORES: f64 = 1.0;
 const READY_LIMIT_S: f64 = 2.0;
 
+/// The server's policy.
+const PROBE_POLICY: &str = "probe";
 /// Between two probes. The sender sleeps in between: the API server needs the CPU.
 const PROBE: Duration = Duration::from_micros(200);
 /// So many probes in a row with one verdict: what one lost packet cannot pretend.
@@ -49,6 +56,8 @@ const PAUSE: Duration = Duration::from_millis(37);
 const READY: Duration = Duration::from_secs(120);
 /// After the first sync, before anything is measured at rest.
 const SETTLE: Duration = Duration::from_secs(5);
+/// Where the agent answers probes, in its node's namespace.
+const HEALTH: &str = "127.0.0.1:9990";
 /// Writers that fill the API server.
 const WRITERS: usize = 8;
 
@@ -68,6 +77,9 @@ pub fn run(weir: &Path, quick: bool) -> Result<()> {
         "policies",
         "what changes",
         "changes",
+        "write p50 ms",
+        "bare watch p50 ms",
+        "bare watch p99 ms",
         "p50 ms",
         "p99 ms",
         "max ms",
@@ -114,23 +126,31 @@ pub fn run(weir: &Path, quick: bool) -> Result<()> {
             "idle_millicores": at_rest.millicores, "bytes_per_pod_change": bytes, "latency": {},
         });
         for kind in Kind::ALL {
-            let samples = bench
+            let latencies_of = bench
                 .latency(kind, changes)
                 .with_context(|| format!("{} with {pods} pods", kind.name()))?;
-            let quantile = |q| report::quantile(&samples, q).unwrap_or(f64::NAN);
-            let (p50, p99, max) = (quantile(0.5), quantile(0.99), quantile(1.0));
+            let quantile = |samples: &[f64], q| report::quantile(samples, q).unwrap_or(f64::NAN);
+            let [p50, p99, max] = [0.5, 0.99, 1.0].map(|q| quantile(&latencies_of.wire, q));
+            let [watch_p50, watch_p99] = [0.5, 0.99].map(|q| quantile(&latencies_of.watch, q));
+            let write = quantile(&latencies_of.write, 0.5);
             latencies.row([
                 pods.to_string(),
                 policies.to_string(),
                 kind.name().into(),
                 changes.to_string(),
+                format!("{write:.2}"),
+                format!("{watch_p50:.2}"),
+                format!("{watch_p99:.2}"),
                 format!("{p50:.2}"),
                 format!("{p99:.2}"),
                 format!("{max:.2}"),
                 format!("p50 ≤ {P50_LIMIT_MS}: {}", report::at_most(p50, P50_LIMIT_MS)),
                 format!("p99 ≤ {P99_LIMIT_MS}: {}", report::at_most(p99, P99_LIMIT_MS)),
             ]);
-            figure["latency"][kind.name()] = json!({"changes": changes, "p50_ms": p50, "p99_ms": p99, "max_ms": max});
+            figure["latency"][kind.name()] = json!({
+                "changes": changes, "write_p50_ms": write, "watch_p50_ms": watch_p50, "watch_p99_ms": watch_p99,
+                "p50_ms": p50, "p99_ms": p99, "max_ms": max,
+            });
         }
         figures.push(figure);
     }
@@ -160,12 +180,24 @@ impl Kind {
         }
     }
 
+    /// A watch of what is changed, and of nothing else.
+    fn watch(self, client: &Pod) -> String {
+        let (collection, name) = match self {
+            Self::Policy => (
+                "apis/networking.k8s.io/v1",
+                format!("networkpolicies?fieldSelector=metadata.name%3D{PROBE_POLICY}"),
+            ),
+            Self::Label => ("api/v1", format!("pods?fieldSelector=metadata.name%3D{}", client.name)),
+        };
+        format!("/{collection}/namespaces/{}/{name}&watch=1", world::NAMESPACE)
+    }
+
     /// The path and the merge patch that allow, or forbid.
     fn patch(self, client: &Pod, allow: bool) -> (String, Value) {
         match self {
             Self::Policy => (
                 format!(
-                    "/apis/networking.k8s.io/v1/namespaces/{}/networkpolicies/probe",
+                    "/apis/networking.k8s.io/v1/namespaces/{}/networkpolicies/{PROBE_POLICY}",
                     world::NAMESPACE
                 ),
                 json!({"spec": policy(if allow { "client" } else { "nobody" })["spec"]}),
@@ -180,7 +212,30 @@ impl Kind {
 
 fn policy(app: &str) -> Value {
     let from = json!([{ "podSelector": { "matchLabels": { "app": app } } }]);
-    world::policy("probe", "server", &[json!({ "from": from })])
+    world::policy(PROBE_POLICY, "server", &[json!({ "from": from })])
+}
+
+/// Whether the agent of this namespace answers its readiness probe with yes.
+fn probe_ready() -> bool {
+    let answer = || -> std::io::Result<String> {
+        let mut stream = TcpStream::connect(HEALTH)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.write_all(b"GET /readyz HTTP/1.1\r\nHost: weir\r\nConnection: close\r\n\r\n")?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text)?;
+        Ok(text)
+    };
+    answer().is_ok_and(|text| text.starts_with("HTTP/1.1 200"))
+}
+
+/// Milliseconds of each change, from just before its request was sent.
+struct Latencies {
+    /// To the first packet that met the new verdict.
+    wire: Vec<f64>,
+    /// To the API server's answer.
+    write: Vec<f64>,
+    /// To its event on a watch that does nothing else: what no agent can be faster than.
+    watch: Vec<f64>,
 }
 
 struct AtRest {
@@ -209,7 +264,7 @@ impl Bench {
                 flows: false,
                 kubeconfig: Some(kubeconfig),
                 binary: Some(weir.to_owned()),
-                ..AgentOptions::default()
+                arguments: vec![format!("--health-addr={HEALTH}")],
             },
             cluster,
             _forwards: forwards,
@@ -259,13 +314,14 @@ impl Bench {
     fn start(&self) -> Result<(Agent, f64)> {
         let start = Instant::now();
         let mut agent = Agent::start(self.node.lab(), node::NAME, self.node.directory(), self.options.clone())?;
-        while !api_world::is_ready(&agent) {
+        // As the kubelet asks: `weir status` would have the agent count what is in its maps.
+        while !self.node.lab().node(node::NAME)?.netns.run(|| Ok(probe_ready()))? {
             ensure!(
                 start.elapsed() < READY,
                 "the agent is not ready:\n{}",
                 agent.log_tail(40)
             );
-            thread::sleep(Duration::from_millis(2));
+            thread::sleep(Duration::from_millis(5));
         }
         let ready = start.elapsed().as_secs_f64();
         agent.wait(READY)?;
@@ -316,19 +372,30 @@ impl Bench {
         }
     }
 
-    /// Milliseconds of each change. An agent must run.
-    fn latency(&self, kind: Kind, changes: usize) -> Result<Vec<f64>> {
+    /// An agent must run.
+    fn latency(&self, kind: Kind, changes: usize) -> Result<Latencies> {
         let (client, server) = self.node.client_and_server()?;
         let mut probe = Probe::new(client, server)?;
         probe.expect(true).context("before the first change")?;
         let _precedence = Precedence::take();
         let api = self.cluster.api();
+        let watch = kind.watch(client);
+        let (seen, stop) = (Mutex::new(Vec::<Instant>::new()), AtomicBool::new(false));
+        let milliseconds = |from: Instant, to: Instant| to.saturating_duration_since(from).as_secs_f64() * 1e3;
         thread::scope(|scope| {
+            let follower = scope.spawn(|| {
+                api.follow(&watch, &stop, |at| {
+                    seen.lock().unwrap_or_else(PoisonError::into_inner).push(at);
+                })
+            });
             let (requests, asked) = mpsc::channel::<(String, Value)>();
             let writer = scope.spawn(move || {
-                asked
-                    .into_iter()
-                    .try_for_each(|(path, patch)| api.patch(&path, &patch).map(drop))
+                let write = |(path, patch): (String, Value)| {
+                    let start = Instant::now();
+                    api.patch(&path, &patch)?;
+                    Ok(milliseconds(start, Instant::now()))
+                };
+                asked.into_iter().map(write).collect::<Result<Vec<f64>>>()
             });
             let samples = (0..changes).map(|number| {
                 interrupt::check()?;
@@ -338,12 +405,28 @@ impl Bench {
                 let start = Instant::now();
                 requests.send(request).context("the writer has ended")?;
                 let first = probe.expect(allow)?;
-                Ok(first.saturating_duration_since(start).as_secs_f64() * 1e3)
+                Ok((start, first))
             });
-            let samples: Result<Vec<f64>> = samples.collect();
+            let samples: Result<Vec<(Instant, Instant)>> = samples.collect();
             drop(requests);
-            writer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
-            samples
+            stop.store(true, Ordering::Relaxed);
+            let write = writer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+            let followed = follower.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            let samples = samples?;
+            followed?;
+            let seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
+            let watched = samples.iter().filter_map(|(start, _)| {
+                let first = seen.partition_point(|at| at < start);
+                Some(milliseconds(*start, *seen.get(first)?))
+            });
+            Ok(Latencies {
+                watch: watched.collect(),
+                wire: samples
+                    .iter()
+                    .map(|(start, first)| milliseconds(*start, *first))
+                    .collect(),
+                write,
+            })
         })
     }
 }

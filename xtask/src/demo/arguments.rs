@@ -5,4 +5,8 @@ pub struct Arguments {
     /// Wait for Enter after each step
     #[arg(long)]
     pub pause: bool,
+
+    /// Play it in a real Kubernetes cluster, with pods that kubelets run (takes Go; the first time, some minutes more)
+    #[arg(long)]
+    pub cluster: bool,
 }

@@ -16,6 +16,7 @@ use weir_tests::lab::cleanup::ChildGuard;
 const QUIET: Duration = Duration::from_millis(300);
 
 /// Runs verbs against one agent.
+#[derive(Clone)]
 pub struct Verb {
     weir: PathBuf,
     run_dir: PathBuf,
@@ -57,30 +58,39 @@ impl Verb {
     }
 }
 
-/// `weir flows -f`, running.
+/// `weir flows -f`, running on every node.
 pub struct Flows {
     lines: Receiver<String>,
+    _readers: Vec<Reader>,
+}
+
+struct Reader {
     child: Child,
     _guard: ChildGuard,
 }
 
 impl Flows {
-    pub fn follow(verb: &Verb) -> Result<Self> {
-        let mut child = verb.command(&["flows", "-f"]).spawn().context("start weir flows")?;
-        let guard = ChildGuard::new(i32::try_from(child.id())?);
-        let output = child.stdout.take().context("output of weir flows")?;
+    pub fn follow(verbs: &[Verb]) -> Result<Self> {
         let (sender, lines) = channel();
-        thread::spawn(move || {
-            for line in BufReader::new(output).lines().map_while(Result::ok) {
-                if sender.send(line).is_err() {
-                    break;
+        let mut readers = Vec::new();
+        for verb in verbs {
+            let mut child = verb.command(&["flows", "-f"]).spawn().context("start weir flows")?;
+            let guard = ChildGuard::new(i32::try_from(child.id())?);
+            let output = child.stdout.take();
+            readers.push(Reader { child, _guard: guard });
+            let output = output.context("output of weir flows")?;
+            let sender = sender.clone();
+            thread::spawn(move || {
+                for line in BufReader::new(output).lines().map_while(Result::ok) {
+                    if sender.send(line).is_err() {
+                        break;
+                    }
                 }
-            }
-        });
+            });
+        }
         Ok(Self {
             lines,
-            child,
-            _guard: guard,
+            _readers: readers,
         })
     }
 
@@ -103,7 +113,7 @@ impl Flows {
     }
 }
 
-impl Drop for Flows {
+impl Drop for Reader {
     fn drop(&mut self) {
         // It has nothing to clean up; if it is gone already, so much the better.
         let _ = self.child.kill();

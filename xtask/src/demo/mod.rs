@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result};
 
 use crate::{
     build::{self, Profile},
-    process,
+    image, process,
     setup::{self, Verb},
     workspace,
 };
@@ -21,7 +21,7 @@ pub use arguments::Arguments;
 const PROGRAM: &str = "weir-demo";
 
 pub fn run(arguments: &Arguments) -> Result<()> {
-    setup::ensure(Verb::Demo)?;
+    setup::ensure(if arguments.cluster { Verb::Cluster } else { Verb::Demo })?;
     let weir = build::weir(Profile::Debug, &[])?;
     process::run(workspace::cargo().args([
         "build",
@@ -37,6 +37,9 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         .arg("--weir")
         .arg(weir)
         .args(arguments.pause.then_some("--pause"));
+    if arguments.cluster {
+        program.arg("--cluster").arg("--image").arg(image::for_clusters()?);
+    }
     // In this process's place: Ctrl-C then reaches the one that has something to clean up.
     Err(program.exec()).context("starting the demo")
 }

@@ -6,10 +6,11 @@ use std::{
 };
 
 use anstyle::{AnsiColor, Effects, Style};
+use weir_tests::lab::Hosts as _;
 
 use crate::{
     matrix::{Matrix, Reach},
-    stage::Stage,
+    stage::{Stage, World},
     story::{CAST, Policy, SERVICES, Step},
 };
 
@@ -27,14 +28,12 @@ pub fn out() -> anstream::AutoStream<io::StdoutLock<'static>> {
 }
 
 /// What the cluster is made of.
-pub fn cast(stage: &Stage) -> io::Result<()> {
+pub fn cast<W: World>(stage: &Stage<W>) -> io::Result<()> {
+    let world = &stage.world;
     let mut out = out();
-    writeln!(
-        out,
-        "\n{TITLE}Weir demo{TITLE:#}  a node, four pods and the outside world, each a network namespace\n"
-    )?;
+    writeln!(out, "\n{TITLE}Weir demo{TITLE:#}  {}\n", world.made_of())?;
     for actor in &CAST {
-        let addresses: Vec<String> = match stage.lab.host(actor.name) {
+        let addresses: Vec<String> = match world.hosts().host(actor.name) {
             Ok((_, addresses)) => addresses.iter().map(|address| address.to_string()).collect(),
             Err(_) => Vec::new(),
         };
@@ -45,15 +44,17 @@ pub fn cast(stage: &Stage) -> io::Result<()> {
             .collect();
         writeln!(
             out,
-            "  {BOLD}{:17}{BOLD:#} {DIM}{:44}{DIM:#} {}",
+            "  {BOLD}{:17}{BOLD:#} {DIM}{:44}{DIM:#} {:13} {DIM}{}{DIM:#}",
             actor.name,
             addresses.join("  "),
-            serves.join(" ")
+            serves.join(" "),
+            world.node(actor.name).unwrap_or_default()
         )?;
     }
     writeln!(
         out,
-        "\n  {DIM}$ weir agent --node node-1 --manifests …    ready in {:.1} s, cluster included{DIM:#}",
+        "\n  {DIM}$ {}    ready in {:.1} s, cluster included{DIM:#}",
+        world.started_by(),
         stage.set_in.as_secs_f32()
     )
 }
@@ -68,7 +69,7 @@ pub fn heading(number: usize, steps: usize, step: &Step) -> io::Result<()> {
 }
 
 /// A policy, and how soon it held.
-pub fn applied(policy: &Policy, took: Duration) -> io::Result<()> {
+pub fn applied(policy: &Policy, how: &str, took: Duration) -> io::Result<()> {
     let mut out = out();
     writeln!(out)?;
     for line in policy.yaml.lines() {
@@ -76,7 +77,7 @@ pub fn applied(policy: &Policy, took: Duration) -> io::Result<()> {
     }
     writeln!(
         out,
-        "  {DIM}└ {}.yaml written; enforced {:.1} ms later{DIM:#}",
+        "  {DIM}└ {}.yaml {how} {:.1} ms later{DIM:#}",
         policy.file,
         took.as_secs_f64() * 1000.0
     )
@@ -165,7 +166,7 @@ pub fn pause() -> io::Result<()> {
 pub fn curtain() -> io::Result<()> {
     writeln!(
         out(),
-        "\n\n{GREEN}Every matrix is what its policies say.{GREEN:#} Namespaces, agent and programs go with this process.\n"
+        "\n\n{GREEN}Every matrix is what its policies say.{GREEN:#} All that was made for them goes with this process.\n"
     )
 }
 

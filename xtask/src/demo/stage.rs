@@ -1,108 +1,68 @@
-//! The cluster of the demo, and what can be done with it.
+//! What happens on stage, whatever it is made of: policies are written, and the wire, the flows and `explain` are asked.
 
-use std::{
-    net::Ipv4Addr,
-    path::Path,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail, ensure};
-use weir_tests::{
-    lab::{
-        Agent, Families, Family, Lab, Layout, PodPlan,
-        agent::AgentOptions,
-        manifests::{self, ContainerPort, Manifests},
-        probe::{Patience, Probe, Prober, Servers},
-    },
-    world::wait_report,
+use anyhow::{Result, bail};
+use weir_tests::lab::{
+    Family, Hosts,
+    probe::{Patience, Probe, Prober, Servers},
 };
 
 use crate::{
     live::{Flows, Verb},
     matrix::{Matrix, Reach},
-    story::{CAST, NODE, Policy, SERVICES, Step},
+    story::{CAST, Policy, SERVICES, Step},
 };
 
-/// Only ends what has gone wrong: changes take milliseconds.
-const ENFORCED: Duration = Duration::from_secs(60);
+/// The cluster that the demo plays in.
+pub trait World {
+    type Hosts: Hosts;
 
-pub struct Stage {
-    // The readers of the agent go before the agent, and that before what it holds on to.
+    /// The cast.
+    fn hosts(&self) -> &Self::Hosts;
+
+    /// Where an actor is: its node, if it has one.
+    fn node(&self, actor: &str) -> Option<&str>;
+
+    /// Writes a policy, and returns when every agent enforces it.
+    fn apply(&self, policy: &Policy) -> Result<()>;
+
+    /// `weir` on each node.
+    fn agents(&self) -> &[Verb];
+
+    /// In a few words, what everything is made of.
+    fn made_of(&self) -> String;
+
+    /// How Weir was started.
+    fn started_by(&self) -> &'static str;
+
+    /// What was done to a policy.
+    fn written(&self) -> &'static str;
+}
+
+pub struct Stage<W> {
+    // The readers of the agents go before the agents, and those before what they hold on to.
     flows: Flows,
-    agent: Agent,
-    verb: Verb,
-    manifests: Manifests,
-    servers: Servers,
     prober: Prober,
-    pub lab: Lab,
+    servers: Servers,
+    pub world: W,
     pub set_in: Duration,
 }
 
-impl Stage {
-    /// Makes the cluster and starts the agent.
-    pub fn set(weir: &Path) -> Result<Self> {
+impl<W: World> Stage<W> {
+    /// Makes the cluster, starts the agents, and has everybody serve.
+    pub fn set(make: impl FnOnce() -> Result<W>) -> Result<Self> {
         let began = Instant::now();
-        let mut lab = Lab::new(Families::Dual)?;
-        lab.add_node(NODE, Layout::Routed)?;
-        let pods = CAST.iter().filter(|actor| !actor.name.starts_with("ext/"));
-        let plans: Vec<PodPlan> = pods.clone().map(|actor| PodPlan::new(actor.name, NODE)).collect();
-        lab.add_pods(&plans)?;
-        lab.add_external("internet", Ipv4Addr::new(203, 0, 113, 10))?;
+        let world = make()?;
         let servers = Servers::start()?;
         for actor in &CAST {
-            servers.serve(actor.name, lab.host(actor.name)?.0, actor.serves)?;
+            servers.serve(actor.name, world.hosts().host(actor.name)?.0, actor.serves)?;
         }
-
-        let manifests = Manifests::new(&lab.directory().join("manifests"))?;
-        let node = lab.node(NODE)?;
-        manifests.object(NODE, &manifests::node(NODE, &manifests::labels(&[]), node.addresses))?;
-        for namespace in ["shop", "kube-system"] {
-            let labels = manifests::labels(&[("kubernetes.io/metadata.name", namespace)]);
-            manifests.object(
-                &format!("namespace-{namespace}"),
-                &manifests::namespace(namespace, &labels),
-            )?;
-        }
-        for actor in pods {
-            let (namespace, name) = actor.name.split_once('/').context("a pod's name")?;
-            let ports: Vec<ContainerPort> = actor
-                .serves
-                .iter()
-                .map(|(protocol, port)| {
-                    let name = format!("{}-{port}", protocol.name().to_lowercase());
-                    (name, *port, protocol.name().to_owned())
-                })
-                .collect();
-            let pod = manifests::Pod {
-                namespace,
-                name,
-                labels: &manifests::labels(&[("app", actor.app)]),
-                service_account: "default",
-                node: NODE,
-                ports: &ports,
-                addresses: lab.pod(actor.name)?.addresses,
-                host_network: false,
-            };
-            manifests.object(&format!("pod-{namespace}-{name}"), &pod.object())?;
-        }
-
-        let options = AgentOptions {
-            flows: false,
-            binary: Some(weir.to_owned()),
-            ..AgentOptions::default()
-        };
-        let mut agent = Agent::start(&lab, NODE, manifests.directory(), options)?;
-        agent.wait(ENFORCED)?;
-        let verb = Verb::new(weir, agent.run_dir());
-        let flows = Flows::follow(&verb)?;
         Ok(Self {
-            flows,
-            agent,
-            verb,
-            manifests,
-            servers,
+            flows: Flows::follow(world.agents())?,
             prober: Prober::default(),
-            lab,
+            servers,
+            world,
             set_in: began.elapsed(),
         })
     }
@@ -110,11 +70,8 @@ impl Stage {
     /// Applies a policy; returns how long it took until it was enforced.
     pub fn apply(&self, policy: &Policy) -> Result<Duration> {
         let began = Instant::now();
-        self.manifests.text(policy.file, policy.yaml)?;
-        let report = wait_report(&self.agent, ENFORCED)?;
-        let took = began.elapsed();
-        ensure!(report.enforced, "{} is not enforced: {report:?}", policy.file);
-        Ok(took)
+        self.world.apply(policy)?;
+        Ok(began.elapsed())
     }
 
     /// Asks the wire who reaches what.
@@ -125,14 +82,15 @@ impl Stage {
                 for family in [Family::V4, Family::V6] {
                     probes.push(Probe {
                         from: actor.name.to_owned(),
-                        to: self.lab.address(service.host, family)?,
+                        to: self.world.hosts().address(service.host, family)?,
                         protocol: service.protocol,
                         port: service.port,
                     });
                 }
             }
         }
-        let outcomes = self.prober.ask(&self.lab, &self.servers, &probes, Patience::STUBBORN)?;
+        let hosts = self.world.hosts();
+        let outcomes = self.prober.ask(hosts, &self.servers, &probes, Patience::STUBBORN)?;
         let mut pairs = outcomes.chunks_exact(2);
         let mut rows = Vec::new();
         for actor in &CAST {
@@ -159,22 +117,26 @@ impl Stage {
             let service = &SERVICES[service];
             // By turns, to show both families.
             let family = if number % 2 == 0 { Family::V4 } else { Family::V6 };
+            let hosts = self.world.hosts();
             let probe = Probe {
                 from: from.to_owned(),
-                to: self.lab.address(service.host, family)?,
+                to: hosts.address(service.host, family)?,
                 protocol: service.protocol,
                 port: service.port,
             };
-            self.prober.ask(&self.lab, &self.servers, &[probe], Patience::ONCE)?;
+            self.prober.ask(hosts, &self.servers, &[probe], Patience::ONCE)?;
         }
         Ok(self.flows.lines(step.tries.len() * 2))
     }
 
-    /// What `weir explain` says to the step's question.
+    /// What `weir explain` says to the step's question. Every agent knows the policies of both ends.
     pub fn explain(&self, step: &Step) -> Result<String> {
         let (from, service) = step.question;
         let service = &SERVICES[service];
         let traffic = format!("{}/{}", service.port, service.protocol);
-        self.verb.run(&["explain", from, service.host, &traffic])
+        match self.world.agents() {
+            [agent, ..] => agent.run(&["explain", from, service.host, &traffic]),
+            [] => bail!("there is no agent to ask"),
+        }
     }
 }

@@ -11,7 +11,15 @@ pub struct Actor {
     pub serves: &'static [(Protocol, u16)],
 }
 
-pub const NODE: &str = "node-1";
+impl Actor {
+    /// Namespace and name, unless it is outside of the cluster.
+    pub fn pod(&self) -> Option<(&'static str, &'static str)> {
+        self.name.split_once('/').filter(|(namespace, _)| *namespace != "ext")
+    }
+}
+
+/// Of documentation (RFC 5737): whatever plays the outside world has it.
+pub const INTERNET_ADDRESS: [u8; 4] = [203, 0, 113, 10];
 
 pub const CAST: [Actor; 5] = [
     Actor {

@@ -25,7 +25,7 @@ pub struct Arguments {
     pub all: bool,
 
     /// Run Kubernetes' own NetworkPolicy suite instead
-    #[arg(long, conflicts_with = "all")]
+    #[arg(long, conflicts_with_all = ["all", "filters"])]
     pub upstream: bool,
 
     /// Run these cases only; a wrong name shows all

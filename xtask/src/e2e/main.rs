@@ -1,8 +1,9 @@
 //! `weir-e2e`: what `cargo xtask e2e` builds and runs.
 
 use std::{
+    env,
     path::{Path, PathBuf},
-    process::ExitCode,
+    process::{Command, ExitCode},
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -24,8 +25,8 @@ mod arguments;
 #[command(name = "cargo xtask e2e", bin_name = "cargo xtask e2e")]
 struct Program {
     /// The archive with Weir's image
-    #[arg(long)]
-    image: PathBuf,
+    #[arg(long, required_unless_present = "kubeconfig")]
+    image: Option<PathBuf>,
 
     #[command(flatten)]
     arguments: Arguments,
@@ -47,6 +48,7 @@ fn run(Program { image, arguments }: &Program) -> Result<()> {
     if let Some(kubeconfig) = &arguments.kubeconfig {
         return play(&Stage::of_kubeconfig(kubeconfig.clone(), root)?, arguments);
     }
+    let image = image.as_ref().context("no image")?;
     if let Some(name) = &arguments.cluster {
         let cluster = Cluster::attach(name)?;
         cluster.load(image)?;
@@ -63,6 +65,10 @@ fn run(Program { image, arguments }: &Program) -> Result<()> {
         };
         return play(&Stage::of_kubeconfig(made.kubeconfig(), root)?, arguments);
     }
+    if arguments.upstream {
+        // Before there is a cluster to wait for it.
+        Binaries::ensure(&[])?.upstream_suite()?;
+    }
     let networks: &[Cni] = if arguments.all {
         &[Cni::Ptp, Cni::Bridge]
     } else {
@@ -76,15 +82,33 @@ fn run(Program { image, arguments }: &Program) -> Result<()> {
             cni: *cni,
             proxy: Proxy::Nftables,
             images: vec![image.clone()],
-            // The upstream suite looks servers up by name.
-            dns: arguments.upstream,
             ..Options::default()
         })?;
-        if let Err(error) = play(&Stage::of_namespaces(cluster, root)?, arguments) {
+        let stage = Stage::of_namespaces(cluster, root)?;
+        let mut played = play(&stage, arguments);
+        if arguments.filters.is_empty() && !arguments.upstream {
+            played = played.and_then(|()| through_kubeconfig(&stage));
+        }
+        if let Err(error) = played {
             failed.push(format!("{cni:?}: {error:#}"));
         }
     }
     ensure!(failed.is_empty(), "{}", failed.join("\n"));
+    Ok(())
+}
+
+/// Cases that every kind of cluster is good for, on a cluster of which this program knows a kubeconfig alone: the way of
+/// `--kind`, `--minikube` and `--kubeconfig`.
+fn through_kubeconfig(stage: &Stage) -> Result<()> {
+    let program = env::current_exe().context("find this program")?;
+    let mut command = Command::new(program);
+    command
+        .arg("--kubeconfig")
+        .arg(stage.kubeconfig())
+        .args(["rights", "rolling-update"]);
+    println!("through the kubeconfig alone");
+    let status = command.status().context("start this program once more")?;
+    ensure!(status.success(), "cases fail that know the kubeconfig alone");
     Ok(())
 }
 

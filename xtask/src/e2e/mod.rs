@@ -3,9 +3,9 @@
 //! What runs the cases is a program of its own (the other files of this directory), built with the `e2e` feature, as for
 //! `cluster`.
 
-use std::{env, fs, os::unix::process::CommandExt as _, process::Command};
+use std::{env, fs::File, os::unix::process::CommandExt as _, process::Command};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 
 use crate::{
     image, process,
@@ -19,7 +19,32 @@ pub use arguments::Arguments;
 
 const PROGRAM: &str = "weir-e2e";
 
+/// Makes sure that a tool which makes clusters in Docker can do so, before anything is built for it.
+fn provider(program: &str, instructions: &str) -> Result<()> {
+    const ELSE: &str = "without Docker, `cargo xtask e2e` makes a cluster of namespaces";
+    ensure!(
+        process::find(program).is_some(),
+        "{program} is not installed: see {instructions}; {ELSE}"
+    );
+    ensure!(
+        process::find("docker").is_some(),
+        "docker, in which {program} runs nodes, is not installed: see https://docs.docker.com/engine/install/; {ELSE}"
+    );
+    process::output(Command::new("docker").arg("info"))
+        .with_context(|| format!("Docker, in which {program} runs nodes, does not answer; is it started? {ELSE}"))?;
+    Ok(())
+}
+
 pub fn run(arguments: &Arguments) -> Result<()> {
+    if arguments.kind {
+        provider("kind", "https://kind.sigs.k8s.io/docs/user/quick-start/#installation")?;
+    }
+    if arguments.minikube {
+        provider("minikube", "https://minikube.sigs.k8s.io/docs/start/")?;
+    }
+    if let Some(kubeconfig) = &arguments.kubeconfig {
+        File::open(kubeconfig).with_context(|| format!("reading the kubeconfig {}", kubeconfig.display()))?;
+    }
     setup::ensure(Verb::Cluster)?;
     let mut build = workspace::cargo();
     build.args([
@@ -32,14 +57,12 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         "xtask/e2e",
     ]);
     process::run(&mut build)?;
-    let target = workspace::target_dir()?;
-    let archive = target.join("weir-image.tar");
+    let mut program = Command::new(workspace::target_dir()?.join("debug").join(PROGRAM));
+    // Who names a kubeconfig has loaded the image.
     if arguments.kubeconfig.is_none() {
-        fs::create_dir_all(&target).with_context(|| format!("making {}", target.display()))?;
-        image::default(&archive)?;
+        program.arg("--image").arg(image::for_clusters()?);
     }
-    let mut program = Command::new(target.join("debug").join(PROGRAM));
     // The first two are this program and its verb.
-    program.arg("--image").arg(archive).args(env::args_os().skip(2));
+    program.args(env::args_os().skip(2));
     Err(program.exec()).context("starting the end-to-end tests")
 }

@@ -15,14 +15,16 @@ use crate::{
 };
 
 mod binary;
+mod elf;
 mod recipe;
+mod verify;
 
 #[derive(clap::Args)]
 pub struct Arguments {
     /// Where to write the archive; `ctr -n k8s.io images import`, `kind load image-archive`, `minikube image load` and
     /// `docker load` take it
-    #[arg(long, value_name = "FILE.tar")]
-    output: PathBuf,
+    #[arg(long, value_name = "FILE.tar", required_unless_present = "verify")]
+    output: Option<PathBuf>,
 
     /// What the image runs on: linux/amd64 or linux/arm64 [default: this machine]
     #[arg(long, value_name = "PLATFORM")]
@@ -31,6 +33,11 @@ pub struct Arguments {
     /// Full name of the image, with registry and tag; may be given several times [default: localhost/weir:VERSION]
     #[arg(long = "name", value_name = "NAME")]
     names: Vec<Reference>,
+
+    /// Write none: build what is committed twice, in different directories, and fail if the images differ (takes two
+    /// whole builds)
+    #[arg(long, conflicts_with_all = ["output", "names"])]
+    verify: bool,
 }
 
 /// What an image may weigh, in bytes: a new node pulls it before its first pod starts.
@@ -42,23 +49,36 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         Some(platform) => platform,
         None => bail!("there are no images for this machine; choose one with --platform"),
     };
+    let Some(output) = &arguments.output else {
+        return verify::run(platform);
+    };
     let names = if arguments.names.is_empty() {
         vec![recipe::default_name()?]
     } else {
         arguments.names.clone()
     };
-    let digest = write(&arguments.output, platform, &names)?;
+    let digest = write(output, platform, &names)?;
     for name in names {
         println!("{name} {platform} {digest}");
     }
     Ok(())
 }
 
-/// Writes the image for this machine, under the name that the chart expects.
-pub fn default(output: &Path) -> Result<()> {
+/// Writes the image for clusters on this machine, under the name that the chart expects; returns where it lies.
+pub fn for_clusters() -> Result<PathBuf> {
+    let output = workspace::target_dir()?.join("weir-image.tar");
     let platform = Platform::host().context("there are no images for this machine")?;
-    write(output, platform, &[recipe::default_name()?])?;
-    Ok(())
+    write(&output, platform, &[recipe::default_name()?])?;
+    Ok(output)
+}
+
+/// Makes sure that images can be built for the platform that this machine is not; says by what.
+pub fn ensure_cross() -> Result<String> {
+    let others = Platform::ALL
+        .into_iter()
+        .filter(|platform| Platform::host() != Some(*platform));
+    let made = others.map(|platform| Ok(format!("{platform} ({})", binary::ensure_cross(platform)?)));
+    Ok(made.collect::<Result<Vec<String>>>()?.join(", "))
 }
 
 /// Builds the binary, writes the archive with it, and returns the digest of the image.
@@ -66,7 +86,11 @@ fn write(output: &Path, platform: Platform, names: &[Reference]) -> Result<Diges
     let binary = binary::build(platform)?;
     let read = |file: &Path| fs::read(file).with_context(|| format!("reading {}", file.display()));
     let content = |source: recipe::Source| match source {
-        recipe::Source::Binary => read(&binary),
+        recipe::Source::Binary => {
+            let program = read(&binary)?;
+            elf::check(&program, platform).with_context(|| format!("{} does not suit an image", binary.display()))?;
+            Ok(program)
+        }
         recipe::Source::Repository(path) => read(&workspace::root().join(path)),
     };
     let image = recipe::image(platform, names, content)?;

@@ -111,7 +111,7 @@ impl<'a> Resolved<'a> {
                 }
                 Ok(Self {
                     pod: Some(pod),
-                    addresses: pod.addresses.clone(),
+                    addresses: pod.addresses.to_vec(),
                 })
             }
         }

@@ -8,6 +8,7 @@
 //! - of each kind how far the watch has come (`delivered`): an object read by itself that is older than that, and not
 //!   known, has been deleted since.
 
+mod objects;
 #[cfg(test)]
 mod tests;
 
@@ -19,6 +20,7 @@ use std::{
 
 use serde_json::Value;
 
+use self::objects::{Entry, Name, Objects};
 use super::{version::number, watch::version_of};
 use crate::{
     api::{ApiKind, Object, ObjectKey, ObjectKind, Parser, Problem, Severity, Unknown},
@@ -31,9 +33,6 @@ use crate::{
 
 /// Stands for the API where the store of last valid versions names files.
 const ORIGIN: &str = "kubernetes";
-
-/// An object's namespace and name as the API knows it.
-type Raw = (Arc<str>, Arc<str>);
 
 /// Problems of one object, for whoever reports them to the API.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,35 +49,31 @@ pub struct ObjectProblems {
     pub problems: Vec<Problem>,
 }
 
-#[derive(Default)]
-struct Entry {
-    /// As in its metadata. 0: of unknown age.
-    version: u64,
-    /// The number of the list that named it last.
-    listed: u32,
-    /// None: there never was a version that could be in force.
-    good: Option<Good>,
-    told: bool,
-    /// It has problems, or fields that are not known.
-    remarks: bool,
+impl Kind {
+    /// The number of the list that is being taken in, else of the last one.
+    fn list(&self) -> u32 {
+        self.listing.map_or(self.lists, |listing| listing.number)
+    }
 }
 
-impl Entry {
-    /// What the index calls it.
-    fn key(&self) -> Option<ObjectKey> {
-        self.good.as_ref().map(|good| good.object.key())
-    }
+#[derive(Clone, Copy)]
+struct Listing {
+    number: u32,
+    /// The kind's `floor` when the list began: what another list has told since may be newer than this one.
+    floor: u64,
 }
 
 struct Kind {
     api: ApiKind,
-    objects: HashMap<Raw, Entry>,
+    objects: Objects,
+    /// Texts of versions in force, until they are kept for the next start.
+    texts: HashMap<ObjectKey, Arc<str>>,
     floor: u64,
     delivered: u64,
     /// Listed once, whole. Before that nothing is told of it.
     synced: bool,
     /// The list that is being taken in.
-    listing: Option<u32>,
+    listing: Option<Listing>,
     lists: u32,
 }
 
@@ -144,7 +139,8 @@ impl Catalogue {
     pub(super) fn add(&mut self, slot: &'static str, api: ApiKind) {
         self.kinds.entry(slot).or_insert_with(|| Kind {
             api,
-            objects: HashMap::new(),
+            objects: Objects::default(),
+            texts: HashMap::new(),
             floor: 0,
             delivered: 0,
             synced: false,
@@ -156,8 +152,8 @@ impl Catalogue {
     /// The kind is not served any more, and so none of its objects is there.
     pub(super) fn remove(&mut self, slot: &'static str) {
         let Some(kind) = self.kinds.remove(slot) else { return };
-        for (raw, entry) in &kind.objects {
-            self.forget(&kind.api, raw, entry);
+        for entry in kind.objects.iter() {
+            self.forget(&kind.api, entry);
         }
         if self.started {
             self.events.push(SourceEvent::ResetKinds {
@@ -178,7 +174,7 @@ impl Catalogue {
     /// The names of a kind's objects.
     pub(super) fn names(&self, slot: &str) -> impl Iterator<Item = &str> {
         let kind = self.kinds.get(slot).into_iter();
-        kind.flat_map(|kind| kind.objects.keys().map(|(_, name)| &**name))
+        kind.flat_map(|kind| kind.objects.iter().map(|entry| entry.name().1))
     }
 
     /// Up to which version everything of the kind has been told.
@@ -191,31 +187,43 @@ impl Catalogue {
     pub(super) fn begin(&mut self, slot: &str) {
         if let Some(kind) = self.kinds.get_mut(slot) {
             kind.lists += 1;
-            kind.listing = Some(kind.lists);
+            kind.listing = Some(Listing {
+                number: kind.lists,
+                floor: kind.floor,
+            });
         }
     }
 
     /// An object of the list that was begun.
     pub(super) fn item(&mut self, slot: &str, value: &Value) {
         let Some(kind) = self.kinds.get_mut(slot) else { return };
-        let list = kind.listing.unwrap_or(kind.lists);
-        let Some(raw) = raw(value) else { return };
+        let list = kind.list();
+        let Some(name) = name(value) else { return };
         let version = number(version_of(value));
-        if let Some(entry) = kind.objects.get_mut(&raw) {
-            entry.listed = entry.listed.max(list);
-            if entry.version >= version && version != 0 {
-                return;
+        // Told to be gone since this list began.
+        let overtaken = kind.listing.is_some_and(|listing| listing.floor < kind.floor) && version <= kind.floor;
+        match kind.objects.get_mut(name) {
+            Some(entry) => {
+                entry.listed = entry.listed.max(list);
+                if entry.version >= version && version != 0 {
+                    return;
+                }
             }
+            None if overtaken && version != 0 => return,
+            None => {}
         }
         // Told when the list is over.
-        self.put(slot, raw, value, list);
+        self.put(slot, name, value, list);
     }
 
     /// The list that was begun is over: what it did not name is gone.
     pub(super) fn listed(&mut self, slot: &str, version: u64) {
         let Some(kind) = self.kinds.get_mut(slot) else { return };
         let Some(list) = kind.listing.take() else { return };
-        self.merge(slot, version, list);
+        // Older than what was known when it was asked for: the store behind the API was put back to an earlier state. That
+        // is the truth now.
+        let earlier = version < list.floor;
+        self.merge(slot, version, list.number, earlier);
     }
 
     /// Takes in a list that came beside the watch, whole.
@@ -225,40 +233,61 @@ impl Catalogue {
             return;
         }
         kind.lists += 1;
-        let (list, listing) = (kind.lists, kind.listing.replace(kind.lists));
+        let own = Listing {
+            number: kind.lists,
+            floor: kind.floor,
+        };
+        let listing = kind.listing.replace(own);
         for item in items {
             self.item(slot, item);
         }
         if let Some(kind) = self.kinds.get_mut(slot) {
             kind.listing = listing;
         }
-        self.merge(slot, version, list);
+        self.merge(slot, version, own.number, false);
     }
 
-    fn merge(&mut self, slot: &str, version: u64, list: u32) {
+    /// Takes in what was read beside the watch: all that happened after a version that the watch had come to by then, what
+    /// changed and what is gone (true), until this version. The watch may tell all of it once more.
+    pub(super) fn caught_up(&mut self, slot: &str, told: &[(bool, Value)], version: u64) {
+        // The watch has told more meanwhile: a change before that would bring back what is gone since.
+        let known = self.delivered(slot);
+        for (gone, value) in told {
+            if (1..=known).contains(&number(version_of(value))) {
+                continue;
+            }
+            if *gone {
+                self.gone(slot, value);
+            } else {
+                self.changed(slot, value);
+            }
+        }
+        if let Some(kind) = self.kinds.get_mut(slot) {
+            kind.floor = kind.floor.max(version);
+            kind.delivered = kind.delivered.max(version);
+        }
+    }
+
+    fn merge(&mut self, slot: &str, version: u64, list: u32, earlier: bool) {
         let Some(kind) = self.kinds.get_mut(slot) else { return };
-        // Older than what was known: the store behind the API was put back to an earlier state. That is the truth now.
-        let earlier = version < kind.floor;
-        kind.floor = version;
-        kind.delivered = if earlier { version } else { kind.delivered.max(version) };
+        if earlier {
+            kind.floor = version;
+            kind.delivered = version;
+        } else {
+            kind.floor = kind.floor.max(version);
+            kind.delivered = kind.delivered.max(version);
+        }
         kind.synced = true;
         let api = kind.api;
-        let gone: Vec<Raw> = kind
+        let gone = kind
             .objects
-            .iter()
-            .filter(|(_, entry)| entry.listed < list && (earlier || entry.version <= version))
-            .map(|(raw, _)| raw.clone())
-            .collect();
-        let gone: Vec<(Raw, Entry)> = gone
-            .into_iter()
-            .filter_map(|raw| kind.objects.remove_entry(&raw))
-            .collect();
+            .extract(|entry| entry.listed < list && (earlier || entry.version <= version));
         let objects = Self::objects_of(kind);
-        for entry in kind.objects.values_mut() {
-            entry.told = entry.good.is_some();
+        for entry in kind.objects.iter_mut() {
+            entry.told = entry.object().is_some();
         }
-        for (raw, entry) in &gone {
-            self.forget(&api, raw, entry);
+        for entry in &gone {
+            self.forget(&api, entry);
         }
         if self.started {
             self.events.push(SourceEvent::ResetKinds {
@@ -272,10 +301,7 @@ impl Catalogue {
     }
 
     fn objects_of(kind: &Kind) -> Vec<Object> {
-        kind.objects
-            .values()
-            .filter_map(|entry| entry.good.as_ref().map(|good| good.object.clone()))
-            .collect()
+        kind.objects.iter().filter_map(Entry::object).cloned().collect()
     }
 
     // === Changes ===
@@ -283,26 +309,26 @@ impl Catalogue {
     /// The watch told a version.
     pub(super) fn changed(&mut self, slot: &str, value: &Value) {
         let version = number(version_of(value));
-        let Some(raw) = raw(value) else { return };
+        let Some(name) = name(value) else { return };
         let Some(kind) = self.kinds.get_mut(slot) else { return };
         let late = version != 0 && version <= kind.floor;
         kind.delivered = kind.delivered.max(version);
         if late
             || kind
                 .objects
-                .get(&raw)
+                .get(name)
                 .is_some_and(|entry| entry.version >= version.max(1))
         {
             return;
         }
-        let list = kind.listing.unwrap_or(kind.lists);
-        self.put_and_tell(slot, raw, value, list);
+        let list = kind.list();
+        self.put_and_tell(slot, name, value, list);
     }
 
     /// The watch told a deletion.
     pub(super) fn gone(&mut self, slot: &str, value: &Value) {
         let version = number(version_of(value));
-        let Some(raw) = raw(value) else { return };
+        let Some(name) = name(value) else { return };
         let Some(kind) = self.kinds.get_mut(slot) else { return };
         let late = version != 0 && version <= kind.floor;
         kind.delivered = kind.delivered.max(version);
@@ -310,13 +336,13 @@ impl Catalogue {
         if late
             || kind
                 .objects
-                .get(&raw)
+                .get(name)
                 .is_none_or(|entry| entry.version > version && version != 0)
         {
             return;
         }
         let api = kind.api;
-        let Some((raw, entry)) = kind.objects.remove_entry(&raw) else {
+        let Some(entry) = kind.objects.remove(name) else {
             return;
         };
         let key = entry.key();
@@ -324,13 +350,13 @@ impl Catalogue {
         let other = match &key {
             Some(key) if is_kept(api.object) => kind
                 .objects
-                .values()
+                .iter()
                 .find(|other| other.key().as_ref() == Some(key))
-                .and_then(|other| other.good.as_ref().map(|good| good.object.clone())),
+                .and_then(|other| other.object().cloned()),
             _ => None,
         };
         let synced = kind.synced;
-        self.forget(&api, &raw, &entry);
+        self.forget(&api, &entry);
         if self.started
             && synced
             && entry.told
@@ -352,69 +378,63 @@ impl Catalogue {
     /// An object was read by itself. What is known of it now, and its version; None: it is gone.
     pub(super) fn read(&mut self, slot: &str, value: &Value) -> Option<(Object, u64)> {
         let version = number(version_of(value));
-        let raw = raw(value)?;
+        let name = name(value)?;
         let kind = self.kinds.get_mut(slot)?;
-        let newer = match kind.objects.get(&raw) {
+        let newer = match kind.objects.get(name) {
             Some(entry) => entry.version < version,
             // What the watch has told already and is not known has been deleted since.
             None => version > kind.delivered,
         };
-        let list = kind.listing.unwrap_or(kind.lists);
+        let list = kind.list();
         let listing = kind.listing.is_some();
         if newer {
-            self.put_and_tell(slot, raw.clone(), value, list);
+            self.put_and_tell(slot, name, value, list);
         }
         let kind = self.kinds.get_mut(slot)?;
-        let entry = kind.objects.get_mut(&raw)?;
-        let good = entry.good.as_ref()?;
+        let entry = kind.objects.get_mut(name)?;
+        let object = entry.object()?.clone();
         if listing && !newer && self.started && kind.synced {
             // Known from a list that is not over, and so not told yet.
             entry.told = true;
-            self.events.push(SourceEvent::Apply(good.object.clone()));
+            self.events.push(SourceEvent::Apply(object.clone()));
         }
-        Some((good.object.clone(), entry.version))
+        Some((object, entry.version))
     }
 
-    fn put_and_tell(&mut self, slot: &str, raw: Raw, value: &Value, list: u32) {
-        let changed = self.put(slot, raw.clone(), value, list);
+    fn put_and_tell(&mut self, slot: &str, name: Name<'_>, value: &Value, list: u32) {
+        let changed = self.put(slot, name, value, list);
         let Some(kind) = self.kinds.get_mut(slot) else { return };
         let synced = kind.synced;
         if self.started
             && synced
             && changed
-            && let Some(entry) = kind.objects.get_mut(&raw)
-            && let Some(good) = &entry.good
+            && let Some(entry) = kind.objects.get_mut(name)
+            && let Some(object) = entry.object().cloned()
         {
             entry.told = true;
-            self.events.push(SourceEvent::Apply(good.object.clone()));
+            self.events.push(SourceEvent::Apply(object));
         }
     }
 
     /// Takes in a version. Whether the one in force is another now.
-    fn put(&mut self, slot: &str, raw: Raw, value: &Value, list: u32) -> bool {
+    fn put(&mut self, slot: &str, name: Name<'_>, value: &Value, list: u32) -> bool {
         let Some(kind) = self.kinds.get_mut(slot) else {
             return false;
         };
         let api = kind.api;
         let api_version = api_version(&api);
         let mut parsed = self.parser.parse(value, Some((&api_version, api.kind)));
-        // The names that the object holds are shared with others.
-        let key = parsed.key.clone();
-        let named = key.as_ref().filter(|key| key.name == raw.1);
-        let shared = named.map(|key| (key.namespace.clone().unwrap_or_else(|| raw.0.clone()), key.name.clone()));
-        let entry = kind
-            .objects
-            .entry(shared.filter(|shared| *shared == raw).unwrap_or_else(|| raw.clone()));
-        let entry = entry.or_default();
-        let last = entry.good.take();
+        let key = parsed.key;
+        let entry = kind.objects.entry(name);
+        let last = entry.good();
         let before = last.as_ref().map(|good| good.object.clone());
-        let last = match (&last, &parsed.key) {
+        let last = match (&last, &key) {
             (None, Some(key)) if is_kept(api.object) && !matches!(parsed.outcome, crate::api::Outcome::Valid(_)) => {
                 stored_version(&self.stored, &self.origin, &mut self.parser, key)
             }
             _ => last,
         };
-        let (good, consequence) = choose(parsed.outcome, parsed.manifest.map(Arc::from), last);
+        let (mut good, consequence) = choose(parsed.outcome, parsed.manifest.map(Arc::from), last);
         for problem in &mut parsed.problems {
             if problem.severity == Severity::Error
                 && let Some(consequence) = consequence
@@ -427,19 +447,23 @@ impl Catalogue {
             !parsed.problems.is_empty() || !parsed.unknown.is_empty(),
         );
         let changed = before.as_ref() != good.as_ref().map(|good| &good.object);
+        let text = good.as_mut().and_then(|good| good.text.take());
         entry.version = number(version_of(value));
         entry.listed = entry.listed.max(list);
-        entry.good = good;
+        entry.set(good);
         let now = entry.key();
         if changed
             && is_kept(api.object)
-            && !self.unsaved
-            && let (Some(key), Some(good)) = (&now, &entry.good)
+            && let (Some(key), Some(object)) = (&now, entry.object())
         {
-            self.lines.push(saved(&self.origin, key, good));
+            if !self.unsaved {
+                self.lines.push(saved(&self.origin, key, object, text));
+            } else if let Some(text) = text {
+                kind.texts.insert(key.clone(), text);
+            }
         }
         if remarked || entry.remarks {
-            self.tell_problems(&api, &raw, value, key.as_ref(), parsed.problems, parsed.unknown);
+            self.tell_problems(&api, name, value, key.as_ref(), parsed.problems, parsed.unknown);
         }
         // Calico's name of a policy depends on its tier.
         if self.started
@@ -457,7 +481,7 @@ impl Catalogue {
     fn tell_problems(
         &mut self,
         api: &ApiKind,
-        raw: &Raw,
+        (namespace, name): Name<'_>,
         value: &Value,
         key: Option<&ObjectKey>,
         problems: Vec<Problem>,
@@ -473,8 +497,8 @@ impl Catalogue {
         self.reports.push(ObjectProblems {
             api_version: api_version(api),
             kind: api.kind,
-            namespace: raw.0.clone(),
-            name: raw.1.clone(),
+            namespace: namespace.into(),
+            name: name.into(),
             uid: value
                 .pointer("/metadata/uid")
                 .and_then(Value::as_str)
@@ -484,7 +508,7 @@ impl Catalogue {
             problems: problems.clone(),
         });
         self.events.push(SourceEvent::Problems {
-            origin: origin(api, raw),
+            origin: origin(api, (namespace, name)),
             problems,
         });
     }
@@ -499,22 +523,23 @@ impl Catalogue {
     }
 
     /// The object is gone: what was kept and told of it goes, too.
-    fn forget(&mut self, api: &ApiKind, raw: &Raw, entry: &Entry) {
+    fn forget(&mut self, api: &ApiKind, entry: &Entry) {
         if entry.remarks {
             if let Some(key) = entry.key() {
                 self.forget_unknown(&key.to_string());
             }
+            let (namespace, name) = entry.name();
             self.reports.push(ObjectProblems {
                 api_version: api_version(api),
                 kind: api.kind,
-                namespace: raw.0.clone(),
-                name: raw.1.clone(),
+                namespace: namespace.into(),
+                name: name.into(),
                 uid: String::new(),
                 resource_version: 0,
                 problems: Vec::new(),
             });
             self.events.push(SourceEvent::Problems {
-                origin: origin(api, raw),
+                origin: origin(api, (namespace, name)),
                 problems: Vec::new(),
             });
         }
@@ -555,26 +580,29 @@ impl Catalogue {
         self.started = true;
         let mut objects: Vec<Object> = Vec::new();
         let mut lines = Vec::new();
-        for kind in self.kinds.values_mut().filter(|kind| kind.synced) {
-            objects.extend(Self::objects_of(kind));
-            for entry in kind.objects.values_mut() {
-                entry.told = entry.good.is_some();
-                if is_kept(kind.api.object)
-                    && let (Some(key), Some(good)) = (entry.key(), &entry.good)
-                {
-                    lines.push(saved(&self.origin, &key, good));
-                }
-            }
-        }
-        for (key, good) in &adopted {
+        for (key, good) in adopted {
             tracing::warn!(object = %key, "cannot be read from the API: its last known version stays in force");
             objects.push(good.object.clone());
-            lines.push(saved(&self.origin, key, good));
+            lines.push(saved(&self.origin, &key, &good.object, good.text));
+        }
+        for kind in self.kinds.values_mut() {
+            let mut texts = std::mem::take(&mut kind.texts);
+            if kind.synced {
+                objects.extend(Self::objects_of(kind));
+            }
+            for entry in kind.objects.iter_mut() {
+                entry.told = kind.synced && entry.object().is_some();
+                if is_kept(kind.api.object)
+                    && let (Some(key), Some(object)) = (entry.key(), entry.object())
+                {
+                    lines.push(saved(&self.origin, &key, object, texts.remove(&key)));
+                }
+            }
         }
         self.events.insert(0, SourceEvent::Reset(objects));
         self.store.snapshot(lines);
         self.unsaved = false;
-        if adopted.is_empty() && self.kinds.values().all(|kind| kind.synced) {
+        if self.adopted.is_empty() && self.kinds.values().all(|kind| kind.synced) {
             self.stored = Stored::default();
         }
     }
@@ -630,13 +658,13 @@ impl Catalogue {
     }
 }
 
-fn saved(origin: &Arc<Path>, key: &ObjectKey, good: &Good) -> Line {
+fn saved(origin: &Arc<Path>, key: &ObjectKey, object: &Object, text: Option<Arc<str>>) -> Line {
     Line {
         file: origin.clone(),
         key: key.clone(),
         version: Some(Version {
-            object: good.object.clone(),
-            text: good.text.clone(),
+            object: object.clone(),
+            text,
         }),
     }
 }
@@ -646,7 +674,7 @@ fn stored_version(stored: &Stored, origin: &Path, parser: &mut Parser, key: &Obj
     (found == *key).then_some(good)
 }
 
-fn origin(api: &ApiKind, (namespace, name): &Raw) -> Arc<str> {
+fn origin(api: &ApiKind, (namespace, name): Name<'_>) -> Arc<str> {
     format!("{} {namespace}/{name}", kind_name(api)).into()
 }
 
@@ -658,9 +686,9 @@ pub(super) fn api_version(api: &ApiKind) -> String {
     }
 }
 
-fn raw(value: &Value) -> Option<Raw> {
+fn name(value: &Value) -> Option<Name<'_>> {
     let metadata = value.get("metadata")?;
     let name = metadata.get("name")?.as_str()?;
     let namespace = metadata.get("namespace").and_then(Value::as_str).unwrap_or_default();
-    Some((namespace.into(), name.into()))
+    Some((namespace, name))
 }

@@ -45,6 +45,7 @@ pub(super) struct Discovery {
 }
 
 /// Names of CRDs in Calico's groups.
+#[derive(Default)]
 struct Crds {
     names: BTreeSet<String>,
     listing: Option<BTreeSet<String>>,
@@ -103,6 +104,51 @@ fn crd_name(object: &Value) -> Option<String> {
     name.ends_with(SERVED).then(|| name.to_owned())
 }
 
+/// What has been told of the kinds that are served.
+#[derive(Default)]
+struct Belief {
+    told: Option<Seen>,
+    /// Since when something told is missing, if it is.
+    gone: Option<Instant>,
+    /// The last thing told is a failure.
+    failed: bool,
+}
+
+/// When to ask again.
+#[derive(Debug, PartialEq, Eq)]
+enum Next {
+    Usual,
+    Soon,
+    /// Ever later.
+    Later,
+}
+
+impl Belief {
+    /// What is to be told after an answer.
+    fn hear(&mut self, answer: Result<Seen, Failure>, crds: &Crds, now: Instant) -> (Option<Discovered>, Next) {
+        let seen = match answer {
+            Ok(seen) => seen,
+            Err(failure) => {
+                self.failed = true;
+                return (Some(Discovered::Failed(failure)), Next::Later);
+            }
+        };
+        // Before anything is known, nothing that is missing is believed at once either.
+        let fewer = self.told.as_ref().is_none_or(|told| lacks(&seen, told));
+        let since = self.gone.filter(|_| fewer);
+        let believed = since.is_some_and(|since| now.saturating_duration_since(since) >= BELIEVED);
+        if fewer && !believed && !certain(&seen, crds) {
+            self.gone = Some(since.unwrap_or(now));
+            return (None, Next::Soon);
+        }
+        self.gone = None;
+        // What failed before is over, which has to be told too.
+        let told = std::mem::take(&mut self.failed) || self.told.as_ref() != Some(&seen);
+        self.told = Some(seen.clone());
+        (told.then_some(Discovered::Kinds(seen)), Next::Usual)
+    }
+}
+
 impl Discovery {
     /// Until nobody listens.
     pub(super) async fn run(self) {
@@ -116,12 +162,7 @@ impl Discovery {
         };
         // Ends with its receiver.
         tokio::spawn(watch.run());
-        let mut crds = Crds {
-            names: BTreeSet::new(),
-            listing: None,
-            known: false,
-            answered: false,
-        };
+        let mut crds = Crds::default();
         let by = tokio::time::Instant::now() + FIRST;
         while !crds.answered {
             match tokio::time::timeout_at(by, tells.recv()).await {
@@ -130,43 +171,26 @@ impl Discovery {
             }
         }
         let mut backoff = Backoff::new();
-        let mut told: Option<Seen> = None;
-        let mut gone: Option<Instant> = None;
-        let mut failed = false;
+        let mut belief = Belief::default();
         loop {
-            let next = match self.ask(&crds).await {
-                Ok(seen) => {
+            let (message, next) = belief.hear(self.ask(&crds).await, &crds, Instant::now());
+            if let Some(message) = message
+                && self.out.send(message).await.is_err()
+            {
+                return;
+            }
+            let next = match next {
+                Next::Usual => {
                     backoff.reset();
-                    let fewer = told.as_ref().is_none_or(|told| lacks(&seen, told));
-                    let since = gone.filter(|_| fewer);
-                    // Before anything is known, nothing that is missing is believed at once either.
-                    let sure =
-                        !fewer || certain(&seen, &crds) || since.is_some_and(|since| since.elapsed() >= BELIEVED);
-                    if sure {
-                        gone = None;
-                        // What failed before is over, which has to be told too.
-                        if std::mem::take(&mut failed) || told.as_ref() != Some(&seen) {
-                            told = Some(seen.clone());
-                            if self.out.send(Discovered::Kinds(seen)).await.is_err() {
-                                return;
-                            }
-                        }
-                        spread(EVERY)
-                    } else {
-                        gone = Some(since.unwrap_or_else(Instant::now));
-                        SOON
-                    }
+                    spread(EVERY)
                 }
-                Err(failure) => {
-                    failed = true;
-                    if self.out.send(Discovered::Failed(failure)).await.is_err() {
-                        return;
-                    }
-                    backoff.wait()
+                Next::Soon => {
+                    backoff.reset();
+                    SOON
                 }
+                Next::Later => backoff.wait(),
             };
-            let until = tokio::time::Instant::now() + next;
-            let mut until = until;
+            let mut until = tokio::time::Instant::now() + next;
             loop {
                 tokio::select! {
                     () = tokio::time::sleep_until(until) => break,
@@ -261,5 +285,82 @@ impl Crds {
                 .filter(|(_, of)| *of == group)
                 .map(|(plural, _)| plural)
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seen(stored: &[&str]) -> Seen {
+        Seen {
+            served: None,
+            stored: (!stored.is_empty()).then(|| stored.iter().map(|&plural| plural.to_owned()).collect()),
+            served_is_stored: Some(false),
+        }
+    }
+
+    fn crds(stored: &[&str]) -> Crds {
+        Crds {
+            names: stored.iter().map(|plural| format!("{plural}.{STORED}")).collect(),
+            known: true,
+            ..Crds::default()
+        }
+    }
+
+    fn failure() -> Failure {
+        Failure::Server("503".to_owned())
+    }
+
+    /// As text: what is told, and when it asks again.
+    fn hear(belief: &mut Belief, answer: Result<Seen, Failure>, crds: &Crds, now: Instant) -> String {
+        let (told, next) = belief.hear(answer, crds, now);
+        let told = match told {
+            None => "nothing".to_owned(),
+            Some(Discovered::Failed(_)) => "failed".to_owned(),
+            Some(Discovered::Kinds(seen)) => seen.stored.unwrap_or_default().join("+"),
+        };
+        format!("{told} {next:?}")
+    }
+
+    #[test]
+    fn the_same_answer_is_told_once_and_again_after_a_failure() {
+        let (mut belief, crds, now) = (Belief::default(), crds(&["tiers"]), Instant::now());
+        let tiers = || Ok(seen(&["tiers"]));
+        assert_eq!(hear(&mut belief, tiers(), &crds, now), "tiers Usual");
+        assert_eq!(hear(&mut belief, tiers(), &crds, now), "nothing Usual");
+        assert_eq!(hear(&mut belief, Err(failure()), &crds, now), "failed Later");
+        assert_eq!(
+            hear(&mut belief, tiers(), &crds, now),
+            "tiers Usual",
+            "the trouble is over"
+        );
+        assert_eq!(hear(&mut belief, tiers(), &crds, now), "nothing Usual");
+    }
+
+    #[test]
+    fn what_is_missing_is_believed_where_crds_confirm_it_or_after_a_while() {
+        let (mut belief, now) = (Belief::default(), Instant::now());
+        let known = crds(&["tiers"]);
+        assert_eq!(hear(&mut belief, Ok(seen(&["tiers"])), &known, now), "tiers Usual");
+        // Its CRD is there: an API server that has just started.
+        assert_eq!(hear(&mut belief, Ok(seen(&[])), &known, now), "nothing Soon");
+        let later = now + BELIEVED;
+        assert_eq!(hear(&mut belief, Ok(seen(&[])), &known, later), " Usual");
+
+        let mut belief = Belief::default();
+        assert_eq!(hear(&mut belief, Ok(seen(&["tiers"])), &known, now), "tiers Usual");
+        assert_eq!(hear(&mut belief, Ok(seen(&[])), &crds(&[]), now), " Usual");
+    }
+
+    #[test]
+    fn an_answer_in_full_ends_the_doubt() {
+        let (mut belief, now) = (Belief::default(), Instant::now());
+        let known = crds(&["tiers"]);
+        let tiers = || Ok(seen(&["tiers"]));
+        assert_eq!(hear(&mut belief, tiers(), &known, now), "tiers Usual");
+        assert_eq!(hear(&mut belief, Ok(seen(&[])), &known, now), "nothing Soon");
+        assert_eq!(hear(&mut belief, tiers(), &known, now + BELIEVED), "nothing Usual");
+        assert_eq!(hear(&mut belief, Ok(seen(&[])), &known, now + BELIEVED), "nothing Soon");
     }
 }

@@ -8,7 +8,7 @@
 //! | `watch` | one kind, listed and then watched, without end |
 //! | `project` | objects' texts, read without what no policy can ask for |
 //! | `catalogue` | the objects told, and which version of each is in force |
-//! | `run` | takes in what the watches tell, says what follows, answers who asks |
+//! | `run` | takes in what the watches tell, says what follows, answers who asks; `refresh`: reads again; `trouble`: what cannot be read |
 //! | `health` | how each watch does |
 //! | `daemonset` | whether the agent's own DaemonSet is being removed |
 //! | `report`, `condition` | Events on objects that are not enforced as written; a condition on the Node |

@@ -1,5 +1,8 @@
 //! The task between the watches and the index: takes in what they tell, says what follows, answers who asks.
 
+mod refresh;
+mod trouble;
+
 use std::{
     collections::{BTreeMap, HashMap},
     sync::Arc,
@@ -11,18 +14,17 @@ use tokio::{
     task::{JoinHandle, JoinSet},
 };
 
+use self::refresh::{Beside, Refresh};
 use super::{
     PodRead, ReadError,
-    backoff::Backoff,
     catalogue::{Catalogue, kind_name},
     client::{Api, Failure},
     discovery::Discovered,
     health::{Health, WatchHealth},
     kinds::{Resource, built_in},
-    project::{POD, Page, page},
+    project::POD,
     report::{Report, rank},
-    version::number,
-    watch::{Message, Told, Watch, escaped, garbled},
+    watch::{Message, Told, Watch, escaped},
 };
 use crate::{
     api::{Object, Problem},
@@ -32,18 +34,6 @@ use crate::{
 
 /// Messages taken in at once.
 const MESSAGES: usize = 64;
-/// Kinds with more objects are not listed anew by a refresh: it waits until the watch has come far enough.
-const MANY: usize = 2_000;
-/// For how long a refresh waits for the watch, which tells its progress every minute if nothing happens, before it lists
-/// everything after all.
-const CAUGHT_UP: Duration = Duration::from_secs(2);
-/// For how long kinds that cannot be read hold up the first sync, once all that matters most is known.
-const GRACE: Duration = OUTAGE;
-/// The same where permission is missing: waiting hardly mends that.
-const FORBIDDEN_GRACE: Duration = Duration::from_secs(2);
-/// An API server that does not answer is a problem after this time; before that it may be just restarting.
-const OUTAGE: Duration = Duration::from_secs(10);
-
 pub(super) enum Command {
     Refresh(u64),
     Read {
@@ -59,17 +49,6 @@ struct Watched {
     health: Arc<WatchHealth>,
     task: JoinHandle<()>,
     failing: Option<(Instant, Failure)>,
-}
-
-impl Watched {
-    /// It fails, and not only for a moment: an API server may be just restarting, a CRD be just made.
-    fn is_in_trouble(&self) -> bool {
-        match &self.failing {
-            None => false,
-            Some((_, Failure::Forbidden(_))) => true,
-            Some((since, _)) => since.elapsed() >= OUTAGE,
-        }
-    }
 }
 
 impl Drop for Watched {
@@ -91,23 +70,6 @@ enum Done {
         result: Result<Vec<u8>, Failure>,
         reply: oneshot::Sender<Result<Option<PodRead>, ReadError>>,
     },
-}
-
-enum Beside {
-    Whole(Vec<serde_json::Value>, u64),
-    /// Only the version of a list made now.
-    Version(u64),
-}
-
-/// A refresh that is under way: what it still waits for.
-#[derive(Default)]
-struct Refresh {
-    /// Requests under way.
-    requests: usize,
-    /// The watch of a kind must come so far.
-    versions: Vec<(&'static str, u64)>,
-    /// When to stop waiting for watches.
-    patience: Option<Instant>,
 }
 
 pub(super) struct Runner {
@@ -347,44 +309,6 @@ impl Runner {
         }
     }
 
-    // === The first sync ===
-
-    /// Whether a kind that is not known holds up the first sync.
-    fn blocks(&self, slot: &str, watched: &Watched) -> bool {
-        if self.catalogue.is_synced(slot) {
-            return false;
-        }
-        watched.resource.is_essential()
-            || match &watched.failing {
-                Some((since, Failure::Forbidden(_))) => since.elapsed() < FORBIDDEN_GRACE,
-                Some((_, Failure::Unreachable(_) | Failure::Unauthorized(_))) | None => true,
-                Some((since, _)) => since.elapsed() < GRACE,
-            }
-    }
-
-    fn may_start(&self) -> bool {
-        let undiscovered = match &self.undiscovered {
-            _ if self.discovered => false,
-            Some((_, Failure::Unreachable(_) | Failure::Unauthorized(_))) | None => true,
-            Some((since, _)) => since.elapsed() < GRACE,
-        };
-        !undiscovered && !self.watched.iter().any(|(slot, watched)| self.blocks(slot, watched))
-    }
-
-    /// What is not known although it is served, once everything else is.
-    fn incomplete(&self) -> Option<String> {
-        let unread: Vec<&str> = self
-            .watched
-            .iter()
-            .filter(|(slot, watched)| !self.catalogue.is_synced(slot) && watched.is_in_trouble())
-            .map(|(slot, _)| *slot)
-            .collect();
-        if !self.discovered {
-            return Some("it is not known which of Calico's kinds the cluster serves; see the problems".to_owned());
-        }
-        (!unread.is_empty()).then(|| format!("cannot read {}; see the problems", unread.join(", ")))
-    }
-
     // === Questions ===
 
     fn command(&mut self, command: Command) {
@@ -407,80 +331,6 @@ impl Runner {
         }
     }
 
-    fn refresh(&mut self, token: u64) {
-        let mut refresh = Refresh {
-            patience: Some(Instant::now() + CAUGHT_UP),
-            ..Refresh::default()
-        };
-        let slots: Vec<&'static str> = self.watched.keys().copied().collect();
-        for slot in slots {
-            // What cannot be read is a problem that is told; it does not keep the rest from being known.
-            if self
-                .watched
-                .get(slot)
-                .is_some_and(|watched| self.catalogue.is_synced(slot) || watched.failing.is_none())
-            {
-                refresh.requests += 1;
-                let whole = self.catalogue.len(slot) <= MANY;
-                self.list(token, slot, whole);
-            }
-        }
-        self.refreshes.insert(token, refresh);
-    }
-
-    fn list(&mut self, token: u64, slot: &'static str, whole: bool) {
-        let Some(watched) = self.watched.get(slot) else { return };
-        let (api, target, watch, health) = (
-            self.api.clone(),
-            watched.resource.target.clone(),
-            watched.id,
-            watched.health.clone(),
-        );
-        self.done.spawn(async move {
-            let one = async |query: String| -> Result<Page, Failure> {
-                let text = api
-                    .open(&format!("{}?{query}", target.path), target.accept)
-                    .await?
-                    .all()
-                    .await?;
-                health.received(text.len());
-                page(&text, target.shape).map_err(|error| garbled(&error))
-            };
-            let list = async || {
-                if !whole {
-                    let page = one("limit=1".to_owned()).await?;
-                    return Ok(Beside::Version(number(&page.version)));
-                }
-                let mut items = Vec::new();
-                let mut next = String::new();
-                loop {
-                    let page = one(format!("limit=500&continue={next}")).await?;
-                    items.extend(page.items);
-                    if page.next.is_empty() {
-                        return Ok(Beside::Whole(items, number(&page.version)));
-                    }
-                    next = escaped(&page.next);
-                }
-            };
-            let mut backoff = Backoff::new();
-            let result = loop {
-                match list().await {
-                    // Whoever asked waits until its own deadline.
-                    Err(
-                        Failure::Unreachable(_) | Failure::Unauthorized(_) | Failure::Server(_) | Failure::Expired(_),
-                    ) => tokio::time::sleep(backoff.wait()).await,
-                    result => break result,
-                }
-            };
-            Done::Listed {
-                token,
-                slot,
-                watch,
-                result,
-            }
-        });
-    }
-
     fn done(&mut self, done: Done) {
         match done {
             Done::Listed {
@@ -488,22 +338,7 @@ impl Runner {
                 slot,
                 watch,
                 result,
-            } => {
-                let current = self.by_id.contains_key(&watch);
-                let Some(refresh) = self.refreshes.get_mut(&token) else {
-                    return;
-                };
-                refresh.requests -= 1;
-                match result {
-                    Ok(Beside::Whole(items, version)) if current => {
-                        self.catalogue.listed_beside(slot, &items, version);
-                    }
-                    Ok(Beside::Version(version)) if current => refresh.versions.push((slot, version)),
-                    Ok(_) => {}
-                    // A problem that is told elsewhere.
-                    Err(failure) => tracing::warn!(kind = slot, "cannot be read again: {failure}"),
-                }
-            }
+            } => self.listed(token, slot, watch, result),
             Done::Read { result, reply } => {
                 let answer = match result {
                     Ok(text) => self.read(&text),
@@ -581,105 +416,6 @@ impl Runner {
             self.tell_refreshed()?;
         }
         Ok(())
-    }
-
-    fn tell_refreshed(&mut self) -> Result<(), mpsc::error::SendError<SourceEvent>> {
-        let now = Instant::now();
-        let mut over = Vec::new();
-        let mut late = Vec::new();
-        for (token, refresh) in &mut self.refreshes {
-            refresh
-                .versions
-                .retain(|(slot, version)| self.catalogue.delivered(slot) < *version);
-            if refresh.requests == 0 && refresh.versions.is_empty() {
-                over.push(*token);
-            } else if refresh.patience.is_some_and(|by| by <= now) && !refresh.versions.is_empty() {
-                refresh.requests += refresh.versions.len();
-                late.extend(
-                    std::mem::take(&mut refresh.versions)
-                        .into_iter()
-                        .map(|(slot, _)| (*token, slot)),
-                );
-            }
-        }
-        for (token, slot) in late {
-            self.list(token, slot, true);
-        }
-        for token in over {
-            self.refreshes.remove(&token);
-            self.outbox.events.send(SourceEvent::Refreshed(token))?;
-        }
-        Ok(())
-    }
-
-    fn tell_problems(&mut self) -> Result<(), mpsc::error::SendError<SourceEvent>> {
-        for (origin, problems) in self.problems() {
-            if self.told_problems.get(&origin).map_or(&[][..], Vec::as_slice) != problems {
-                self.told_problems.insert(origin.clone(), problems.clone());
-                self.outbox.events.send(SourceEvent::Problems { origin, problems })?;
-            }
-        }
-        Ok(())
-    }
-
-    /// What keeps the source from being current, by origin.
-    fn problems(&self) -> Vec<(Arc<str>, Vec<Problem>)> {
-        let mut unreachable = None;
-        let mut out = Vec::new();
-        for (slot, watched) in &self.watched {
-            let mut problems = Vec::new();
-            match &watched.failing {
-                _ if !watched.is_in_trouble() => {}
-                None => {}
-                Some((_, failure @ (Failure::Unreachable(_) | Failure::Unauthorized(_)))) => {
-                    unreachable = Some(failure);
-                }
-                // Discovery says whether it is gone for good.
-                Some((_, Failure::Missing)) if !is_built_in(&watched.resource) => {}
-                Some((_, failure)) => problems.push(self.unread(slot, failure)),
-            }
-            out.push((format!("kubernetes {slot}").into(), problems));
-        }
-        for slot in self.names.values().filter(|slot| !self.watched.contains_key(*slot)) {
-            out.push((format!("kubernetes {slot}").into(), Vec::new()));
-        }
-        match &self.undiscovered {
-            Some((since, failure @ (Failure::Unreachable(_) | Failure::Unauthorized(_))))
-                if since.elapsed() >= OUTAGE =>
-            {
-                unreachable = Some(failure);
-            }
-            _ => {}
-        }
-        let undiscovered = match &self.undiscovered {
-            None | Some((_, Failure::Unreachable(_) | Failure::Unauthorized(_))) => Vec::new(),
-            Some((_, failure)) => vec![Problem::error(
-                format!("cannot tell which of Calico's kinds the cluster serves: {failure}"),
-                "see to the API server that serves projectcalico.org; until then what is known stays in force",
-            )],
-        };
-        out.push(("kubernetes discovery".into(), undiscovered));
-        let problems = unreachable.map(|failure| {
-            Problem::error(
-                format!("{}: {failure}", self.api.server),
-                "see to the API server and the way to it; until then what is known stays in force, and is getting old",
-            )
-        });
-        out.push(("kubernetes".into(), problems.into_iter().collect()));
-        out
-    }
-
-    fn unread(&self, slot: &str, failure: &Failure) -> Problem {
-        let known = if self.catalogue.is_synced(slot) {
-            "until then the objects known stay in force, and are getting old"
-        } else {
-            "until then those that an earlier agent knew stay in force"
-        };
-        let remedy = match failure {
-            Failure::Forbidden(_) => format!("allow the agent to list and watch {slot} (its ClusterRole)"),
-            _ => "see to the API server".to_owned(),
-        };
-        Problem::error(format!("cannot read {slot}: {failure}"), format!("{remedy}; {known}"))
     }
 }
 

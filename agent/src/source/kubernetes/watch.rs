@@ -24,6 +24,8 @@ use super::{
 const WATCH_TIMEOUT: Duration = Duration::from_secs(600);
 /// The API server tells its progress every minute: a watch that is silent for longer is dead.
 const SILENCE: Duration = Duration::from_secs(150);
+/// A watch that is only to catch up.
+const BRIEF: Duration = Duration::from_secs(3);
 /// For the next piece of a list.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Objects per page of a list.
@@ -161,7 +163,11 @@ impl Watch {
     }
 
     async fn open(&self, query: &str) -> Result<Lines, Stop> {
-        let seconds = spread(WATCH_TIMEOUT).as_secs();
+        Ok(self.open_for(spread(WATCH_TIMEOUT), query).await?)
+    }
+
+    async fn open_for(&self, time: Duration, query: &str) -> Result<Lines, Failure> {
+        let seconds = time.as_secs();
         let query = format!("watch=1&allowWatchBookmarks=true&timeoutSeconds={seconds}&{query}");
         let answer = self.api.open(&self.path(&query), self.target.accept).await?;
         Ok(Lines {
@@ -238,6 +244,34 @@ impl Watch {
             }
             next = page.next;
         }
+    }
+
+    // === Catching up ===
+
+    /// Everything that happened after one version, until another at least: what changed, what is gone (true), and up to
+    /// which version that is everything. Kubernetes tells a watch its progress two seconds before its time is over: so a
+    /// short watch is soon told, even where nothing happens. None: it was not told in time.
+    pub(super) async fn since(&self, from: u64, until: u64) -> Result<Option<(Vec<(bool, Value)>, u64)>, Failure> {
+        let mut lines = self.open_for(BRIEF, &format!("resourceVersion={from}")).await?;
+        let mut told = Vec::new();
+        let mut reached = from;
+        while let Ok(next) = timeout(2 * BRIEF, lines.next(self.target.shape)).await {
+            let Some(Line { event, object }) = next? else { break };
+            if event == "ERROR" {
+                return Err(status(object));
+            }
+            reached = reached.max(number(version_of(&object)));
+            match event.as_str() {
+                "ADDED" | "MODIFIED" => told.push((false, object)),
+                "DELETED" => told.push((true, object)),
+                _ => {}
+            }
+            // Events come in the order of their versions.
+            if reached >= until {
+                return Ok(Some((told, reached)));
+            }
+        }
+        Ok(None)
     }
 
     // === The watch ===

@@ -180,6 +180,49 @@ fn what_was_read_after_a_list_survives_it() {
 }
 
 #[test]
+fn what_was_told_beside_the_watch_is_not_told_again() {
+    let mut known = Known::started();
+    let told = [(false, pod("a", 20)), (true, pod("a", 22))];
+    known.catalogue.caught_up(PODS, &told, 30);
+    assert_eq!(known.events(), ["apply a20", "delete a"]);
+    assert_eq!(known.catalogue.delivered(PODS), 30);
+    // The watch comes to the same.
+    known.catalogue.changed(PODS, &pod("a", 20));
+    known.catalogue.gone(PODS, &pod("a", 22));
+    assert!(known.events().is_empty());
+    known.catalogue.changed(PODS, &pod("a", 31));
+    assert_eq!(known.events(), ["apply a31"]);
+}
+
+#[test]
+fn what_the_watch_has_told_meanwhile_is_not_undone_by_what_was_read_beside_it() {
+    let mut known = Known::started();
+    known.catalogue.changed(PODS, &pod("a", 20));
+    known.catalogue.gone(PODS, &pod("a", 22));
+    assert_eq!(known.events(), ["apply a20", "delete a"]);
+    // It was asked for until version 21.
+    known.catalogue.caught_up(PODS, &[(false, pod("a", 20))], 21);
+    assert!(known.events().is_empty());
+    known.catalogue.caught_up(PODS, &[(false, pod("c", 23))], 23);
+    assert_eq!(known.events(), ["apply c23"]);
+}
+
+#[test]
+fn a_list_that_was_overtaken_takes_back_nothing() {
+    let mut known = Known::started();
+    known.catalogue.changed(PODS, &pod("a", 12));
+    known.events();
+    // The list is of version 15; before it has come, another one, of version 30, has.
+    known.catalogue.begin(PODS);
+    known.catalogue.item(PODS, &pod("a", 12));
+    known.catalogue.listed_beside(PODS, &[pod("b", 25)], 30);
+    assert_eq!(known.events(), ["list b25"]);
+    known.catalogue.item(PODS, &pod("c", 14));
+    known.catalogue.listed(PODS, 15);
+    assert_eq!(known.events(), ["list b25"]);
+}
+
+#[test]
 fn what_is_read_while_a_list_is_under_way_is_told_at_once() {
     let mut known = Known::started();
     known.catalogue.begin(PODS);

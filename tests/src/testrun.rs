@@ -492,6 +492,20 @@ impl Programs {
         Ok(())
     }
 
+    /// Lets every denial be so old, ns.
+    ///
+    /// # Errors
+    /// The map cannot be read or written.
+    pub fn age_denials(&mut self, by: u64) -> Result<()> {
+        let mut denials = self.hash::<CtKey, DenialEntry>(map::DENIALS)?;
+        for element in denials.iter().collect::<Result<Vec<_>, _>>()? {
+            let (key, mut entry) = element;
+            entry.last = entry.last.saturating_sub(by);
+            denials.insert(key, entry, 0)?;
+        }
+        Ok(())
+    }
+
     /// Changes the state of every fragment entry.
     ///
     /// # Errors

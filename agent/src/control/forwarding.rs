@@ -24,7 +24,6 @@ impl Forwarding {
     pub(super) const fn next(&self) -> Option<Instant> {
         self.rules
     }
-
 }
 
 impl Agent {

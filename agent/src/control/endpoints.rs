@@ -139,6 +139,7 @@ mod tests {
     use weir_common::Addr;
 
     use super::*;
+    use crate::policy::selector::EntityKind;
 
     #[test]
     fn an_old_endpoint_is_claimed_once_and_only_with_its_address_and_interface() {
@@ -160,5 +161,33 @@ mod tests {
         );
         assert_eq!(endpoints.claim_inherited(3, &[ours]), Some(7));
         assert_eq!(endpoints.claim_inherited(3, &[ours]), None, "taken");
+    }
+
+    #[test]
+    fn what_an_earlier_agent_enforces_is_waited_for_until_its_pod_was_looked_for() {
+        let address = |text: &str| -> IpAddr { text.parse().expect("a literal address") };
+        let old = OldEndpoint {
+            id: 7,
+            epoch: 1,
+            ifindex: 3,
+            addr4: address("10.0.0.1").into(),
+            addr6: Addr::UNSPECIFIED,
+        };
+        let key = |name: &str| PeerKey {
+            kind: EntityKind::Pod,
+            namespace: Some("x".into()),
+            name: name.into(),
+        };
+        let pod = |text: &str| LocalPod {
+            addresses: vec![address(text)],
+            allowed_sources: Vec::new(),
+        };
+        let mut endpoints = LocalEndpoints::new(vec![old]);
+        endpoints.put(key("new"), pod("10.0.0.2"));
+        assert!(!endpoints.unanswered_inherited(), "nobody enforces the only pod");
+        endpoints.put(key("old"), pod("10.0.0.1"));
+        assert!(endpoints.unanswered_inherited());
+        endpoints.get_mut(&key("old")).expect("it was put").answered = true;
+        assert!(!endpoints.unanswered_inherited(), "it was looked for");
     }
 }

@@ -64,10 +64,21 @@ pub struct DenialEntry {
 impl DenialEntry {
     pub const OPENED_BY_POD: u32 = 1;
     pub const OPENED_BY_PEER: u32 = 2;
+
+    /// When it is forgotten, ns: [`DENIAL_LIFETIME`] or [`CUT_LIFETIME`] after its last packet.
+    #[inline(always)]
+    #[must_use]
+    pub const fn forgotten_at(last: u64, cut: u32) -> u64 {
+        last.saturating_add(if cut == 0 { DENIAL_LIFETIME } else { CUT_LIFETIME })
+    }
 }
 
 /// A denial that has been silent for this long is a new one when it comes again, ns.
 pub const DENIAL_LIFETIME: u64 = 60_000_000_000;
+
+/// For how long the end of a cut flow is remembered after its last packet, ns: longer than TCP goes on repeating a segment
+/// (`tcp_retries2` of 15 is 924.6 s, the last two repetitions 120 s apart), as a late repetition must not pass for a new flow.
+pub const CUT_LIFETIME: u64 = 1_000_000_000_000;
 
 const _: () = assert!(size_of::<Event>() == 104);
 const _: () = assert!(size_of::<DenialEntry>() == 48);

@@ -5,10 +5,10 @@ use crate::pod;
 /// Version of every shared shape. Pins of another layout are never opened as ours: the agent builds a generation of
 /// its own beside them and carries connections over.
 #[cfg(not(feature = "next-layout"))]
-pub const LAYOUT: u32 = 1;
+pub const LAYOUT: u32 = 2;
 /// The upgrade test's second build.
 #[cfg(feature = "next-layout")]
-pub const LAYOUT: u32 = 1001;
+pub const LAYOUT: u32 = 1002;
 
 /// What the agent can switch while the programs run: the only value of the config map (index 0).
 #[repr(C)]
@@ -45,7 +45,7 @@ pub mod map {
     pub const ROWS: &str = "ROWS";
     /// Hash: [`crate::policy::DecisionKey`] -> [`crate::policy::Decision`].
     pub const DECISIONS: &str = "DECISIONS";
-    /// LPM trie: [`crate::policy::SourcePortKey`] -> source-port class (u32).
+    /// LPM trie: [`crate::policy::SourcePortKey`] -> [`crate::policy::SourceClass`].
     pub const SOURCE_PORTS: &str = "SOURCE_PORTS";
     /// LPM trie: [`crate::identity::SourceKey`] -> u32 (1).
     pub const SOURCES: &str = "SOURCES";

@@ -132,7 +132,7 @@ pub struct DecisionKey {
     pub row: u32,
     /// IP protocol number (the packet's, also for ICMPv6).
     pub protocol: u8,
-    /// One of [`PREFIX_LENGTHS`]; 0 for entries by protocol number, or where `source_class` is not 0.
+    /// One of [`PREFIX_LENGTHS`]; 0 for entries by protocol number.
     pub prefix: u8,
     /// 0: the row has no rules with source ports, or no such rule covers this source port.
     pub source_class: u16,
@@ -166,6 +166,16 @@ pub struct SourcePortKey {
     pub pad: u8,
 }
 
+/// Source ports that a row tells apart from others: each entry of a class says the same.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct SourceClass {
+    /// Never 0, which is the class of all ports without an entry.
+    pub class: u32,
+    /// The class's own [`Row::base`].
+    pub base: Decision,
+}
+
 /// Bits of [`SourcePortKey`] before the port.
 pub const SOURCE_PORT_KEY_PREFIX: u32 = 40;
 
@@ -184,6 +194,7 @@ const _: () = assert!(size_of::<Row>() == 28);
 const _: () = assert!(size_of::<RowKey>() == 12);
 const _: () = assert!(size_of::<DecisionKey>() == 12);
 const _: () = assert!(size_of::<SourcePortKey>() == 8);
+const _: () = assert!(size_of::<SourceClass>() == 8);
 const _: () = assert!(size_of::<DirectionPolicy>() == 32);
 pod!(
     Decision,
@@ -192,5 +203,6 @@ pod!(
     RowKey,
     DecisionKey,
     SourcePortKey,
+    SourceClass,
     DirectionPolicy
 );

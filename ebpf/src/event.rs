@@ -112,7 +112,7 @@ pub fn was_cut(flow: &Flow) -> Option<Direction> {
             kernel::read(&raw const (*known).cut),
         )
     };
-    if flow.now >= last + DENIAL_LIFETIME {
+    if flow.now >= DenialEntry::forgotten_at(last, cut) {
         return None;
     }
     match cut {

@@ -8,7 +8,7 @@ pub trait Packet: Copy {
     fn len(&self) -> u32;
     /// EtherType, host order.
     fn protocol(&self) -> u16;
-    /// Carries a VLAN tag beside its data.
+    /// Carries the tag of a VLAN beside its data. (Not one of VLAN 0, which says only a priority.)
     fn tagged(&self) -> bool;
     fn ifindex(&self) -> u32;
     /// The interface that the packet came in by; 0: the node itself made it.
@@ -42,6 +42,9 @@ impl Skb {
     }
 }
 
+/// Bits of a tag that name the VLAN.
+const VLAN_ID: u32 = 0xfff;
+
 macro_rules! field {
     ($self:ident, $field:ident) => {
         // SAFETY: `Skb::new` was promised the running program's context; the verifier checks the field's offset.
@@ -62,7 +65,8 @@ impl Packet for Skb {
 
     #[inline(always)]
     fn tagged(&self) -> bool {
-        field!(self, vlan_present) != 0
+        // The kernel sets the tag aside before the programs run, and drops one of VLAN 0 after them (IEEE 802.1Q 9.6).
+        field!(self, vlan_present) != 0 && field!(self, vlan_tci) & VLAN_ID != 0
     }
 
     #[inline(always)]

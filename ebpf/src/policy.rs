@@ -1,5 +1,4 @@
-//! The verdict for a flow that nothing is known of: at most nine lookups (ten for a source port that rules name),
-//! whatever the number of rules.
+//! The verdict for a flow that nothing is known of: at most nine lookups, whatever the number of rules.
 
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
@@ -12,7 +11,7 @@ use weir_common::{
     identity::{AddressEntry, CLASS_UNKNOWN, IdentityEntry},
     policy::{
         Decision, DecisionKey, DirectionPolicy, PREFIX_LENGTHS, PrefixMask, Row, RowKey, SOURCE_PORT_KEY_PREFIX, Slot,
-        SourcePortKey,
+        SourceClass, SourcePortKey,
     },
 };
 
@@ -34,7 +33,7 @@ static ROWS: HashMap<RowKey, Row> = HashMap::with_max_entries(262_144, BPF_F_NO_
 static DECISIONS: HashMap<DecisionKey, Decision> = HashMap::with_max_entries(1_048_576, BPF_F_NO_PREALLOC);
 
 #[map]
-static SOURCE_PORTS: LpmTrie<SourcePortKey, u32> = LpmTrie::with_max_entries(65536, 0);
+static SOURCE_PORTS: LpmTrie<SourcePortKey, SourceClass> = LpmTrie::with_max_entries(65536, 0);
 
 /// The tables that decide. The maps above in the programs, plain collections in unit tests.
 pub trait Tables {
@@ -43,7 +42,7 @@ pub trait Tables {
     fn identity(&self, identity: u32) -> Option<IdentityEntry>;
     fn row(&self, key: &RowKey, slot: Slot) -> Option<Part>;
     fn decision(&self, key: &DecisionKey) -> Option<Decision>;
-    fn source_class(&self, key: &SourcePortKey) -> Option<u32>;
+    fn source_class(&self, key: &SourcePortKey) -> Option<SourceClass>;
 }
 
 /// The kernel's maps.
@@ -90,7 +89,7 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn source_class(&self, key: &SourcePortKey) -> Option<u32> {
+    fn source_class(&self, key: &SourcePortKey) -> Option<SourceClass> {
         SOURCE_PORTS.get(Key::new(SOURCE_PORT_KEY_PREFIX + 16, *key)).copied()
     }
 }
@@ -296,14 +295,18 @@ fn decide<T: Tables>(tables: &T, row: &Part, slot: Slot, key: &CtKey, question: 
         }
         return row.base;
     }
+    let mut base = row.base;
     if row.prefixes.0 & PrefixMask::SOURCE_PORTS != 0 && !matches!(slot, Slot::Icmp) {
-        let class = tables.source_class(&SourcePortKey {
+        let found = tables.source_class(&SourcePortKey {
             row: row.id.to_be_bytes(),
             protocol,
             port: source.to_be_bytes(),
             pad: 0,
         });
-        ask.source_class = class.unwrap_or(0) as u16;
+        if let Some(found) = found {
+            ask.source_class = found.class as u16;
+            base = found.base;
+        }
     }
     let lengths = row.prefixes.of(slot);
     let mut k = 0;
@@ -317,14 +320,7 @@ fn decide<T: Tables>(tables: &T, row: &Part, slot: Slot, key: &CtKey, question: 
         }
         k += 1;
     }
-    if ask.source_class != 0 {
-        ask.prefix = 0;
-        ask.port = 0;
-        if let Some(decision) = tables.decision(&ask) {
-            return decision;
-        }
-    }
-    row.base
+    base
 }
 
 #[cfg(test)]

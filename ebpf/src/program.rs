@@ -68,6 +68,11 @@ fn judge(packet: Skb, start: u32, entry: *const EndpointEntry, scratch: &mut Scr
     };
     if let Err(reason) = parsed {
         flow.forget();
+        // Whose address it claims to have cannot be told, and must not pass for the pod's.
+        let unproven = flow.from_pod && !matches!(reason, Reason::UnknownProtocol);
+        if unproven && !endpoint.has(EndpointEntry::ANY_SOURCE) && !endpoint.is_closed(direction) {
+            return reason;
+        }
         return unparsed(reason, direction, endpoint);
     }
     flow.set_network(network);

@@ -7,7 +7,6 @@
 //! callee, and taken off (but not what it takes to remove an entry that is there).
 
 use std::{
-    io,
     net::{IpAddr, Ipv4Addr},
     os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd},
 };
@@ -23,6 +22,7 @@ use weir_common::{
 };
 
 use crate::{
+    kernel::bpf,
     packet::{ACK, SYN, tcp},
     testrun::{DROP, Hook, IFINDEX, PASS, Programs, Sizes},
     tiers,
@@ -389,18 +389,6 @@ const MAP_CREATE: libc::c_long = 0;
 const MAP_UPDATE_ELEM: libc::c_long = 2;
 const PROG_LOAD: libc::c_long = 5;
 const PROG_TEST_RUN: libc::c_long = 10;
-
-/// `bpf(2)` with its attributes as words.
-fn bpf<const N: usize>(command: libc::c_long, attributes: &mut [u64; N]) -> io::Result<RawFd> {
-    // SAFETY: the attributes live through the call, and its size is told; what they point to is the callers' and
-    // lives as long.
-    let result = unsafe { libc::syscall(libc::SYS_bpf, command, attributes.as_mut_ptr(), size_of::<[u64; N]>()) };
-    if result < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(result as RawFd)
-    }
-}
 
 /// Two words of 32 bits as they lie in memory.
 fn pair(first: u32, second: u32) -> u64 {

@@ -28,7 +28,7 @@ pub fn execute(programs: &mut Programs, op: &Op) -> Result<()> {
                 port: port.to_be_bytes(),
                 pad: 0,
             };
-            programs.set_source_port(key, SOURCE_PORT_KEY_PREFIX + u32::from(*prefix), u32::from(*class))
+            programs.set_source_port(key, SOURCE_PORT_KEY_PREFIX + u32::from(*prefix), *class)
         }
         Op::PutRow(key, row) => programs.set_row(key.table, key.class, *row),
         Op::PutIdentity {

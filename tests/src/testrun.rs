@@ -24,7 +24,7 @@ use weir_common::{
     fragment::{FragmentEntry, FragmentKey},
     identity::{AddressEntry, IdentityEntry, SourceKey},
     layout::{Config, map, program},
-    policy::{Decision, DecisionKey, Row, RowKey, SourcePortKey},
+    policy::{Decision, DecisionKey, Row, RowKey, SourceClass, SourcePortKey},
     reason::Reason,
 };
 
@@ -365,8 +365,8 @@ impl Programs {
 
     /// # Errors
     /// The map cannot be written.
-    pub fn set_source_port(&mut self, key: SourcePortKey, length: u32, class: u32) -> Result<()> {
-        let mut ports: LpmTrie<_, SourcePortKey, u32> = LpmTrie::try_from(self.map_mut(map::SOURCE_PORTS)?)?;
+    pub fn set_source_port(&mut self, key: SourcePortKey, length: u32, class: SourceClass) -> Result<()> {
+        let mut ports: LpmTrie<_, SourcePortKey, SourceClass> = LpmTrie::try_from(self.map_mut(map::SOURCE_PORTS)?)?;
         Ok(ports.insert(&Key::new(length, key), class, 0)?)
     }
 
@@ -468,8 +468,8 @@ impl Programs {
         self.clear_hash::<CtKey, CtEntry>(map::UNCONFIRMED)?;
         self.clear_hash::<FragmentKey, FragmentEntry>(map::FRAGMENTS)?;
         self.clear_hash::<CtKey, DenialEntry>(map::DENIALS)?;
-        self.clear_trie::<SourcePortKey>(map::SOURCE_PORTS)?;
-        self.clear_trie::<SourceKey>(map::SOURCES)?;
+        self.clear_trie::<SourcePortKey, SourceClass>(map::SOURCE_PORTS)?;
+        self.clear_trie::<SourceKey, u32>(map::SOURCES)?;
         self.set_config(Config::default())?;
         self.set_direct_until(0)?;
         self.events()?;
@@ -484,10 +484,24 @@ impl Programs {
         Ok(())
     }
 
-    fn clear_trie<K: Pod>(&mut self, name: &str) -> Result<()> {
-        let mut trie: LpmTrie<_, K, u32> = LpmTrie::try_from(self.map_mut(name)?)?;
+    fn clear_trie<K: Pod, V: Pod>(&mut self, name: &str) -> Result<()> {
+        let mut trie: LpmTrie<_, K, V> = LpmTrie::try_from(self.map_mut(name)?)?;
         for key in trie.keys().collect::<Result<Vec<_>, _>>()? {
             trie.remove(&key)?;
+        }
+        Ok(())
+    }
+
+    /// Lets every denial be so old, ns.
+    ///
+    /// # Errors
+    /// The map cannot be read or written.
+    pub fn age_denials(&mut self, by: u64) -> Result<()> {
+        let mut denials = self.hash::<CtKey, DenialEntry>(map::DENIALS)?;
+        for element in denials.iter().collect::<Result<Vec<_>, _>>()? {
+            let (key, mut entry) = element;
+            entry.last = entry.last.saturating_sub(by);
+            denials.insert(key, entry, 0)?;
         }
         Ok(())
     }

@@ -77,7 +77,7 @@ pub struct Agent {
     synced: bool,
     /// What of the source cannot be read, and so is enforced as it was last known, or not at all.
     incomplete: Option<String>,
-    /// When the first sync stops waiting for discovery.
+    /// When the first sync stops waiting for discovery, but for pods that an earlier agent enforces.
     first_sync_by: Option<Instant>,
     /// Everything of the first sync is enforced, and what was stale is removed.
     pub(super) settled: bool,
@@ -236,7 +236,9 @@ impl Agent {
     /// Something that was put off is due.
     pub fn tick(&mut self, now: Instant) {
         // What is left is due at once, after the changes that came meanwhile.
-        if let Some(due) = self.removals.pop(now) {
+        if self.broken.is_none()
+            && let Some(due) = self.removals.pop(now)
+        {
             self.hits.retire(&due.ops, &self.datapath);
             if let Err(error) = self.datapath.execute(&due.ops) {
                 self.fail("remove what is no longer used", &error);
@@ -272,9 +274,11 @@ impl Agent {
     #[must_use]
     pub fn next_tick(&self) -> Option<Instant> {
         let retry = self.broken.as_ref().map(|(_, retry)| *retry);
-        let first_sync = self.first_sync_by.filter(|_| !self.settled);
+        let first_sync = self
+            .first_sync_by
+            .filter(|by| !self.settled && (*by > Instant::now() || !self.endpoints.unanswered_inherited()));
         [
-            self.removals.next(),
+            self.removals.next().filter(|_| self.broken.is_none()),
             retry,
             self.retry,
             self.forwarding.next(),
@@ -445,7 +449,8 @@ impl Agent {
     /// Ends the first sync when it is over, and answers who waits for what is now true.
     pub(super) fn progress(&mut self) {
         if self.synced && !self.settled && self.broken.is_none() {
-            let late = self.first_sync_by.is_some_and(|by| by <= Instant::now());
+            let late =
+                self.first_sync_by.is_some_and(|by| by <= Instant::now()) && !self.endpoints.unanswered_inherited();
             if late || (self.endpoints.unanswered() == 0 && self.attachments.confirmed()) {
                 match self.datapath.finish_first_sync() {
                     Ok(()) => {

@@ -121,7 +121,7 @@ impl Agent {
         match attached {
             Ok(()) => {
                 debug!(%pod, id, "enforced");
-                self.forwarding.soon();
+                self.review_forwarding_soon();
                 if let Some(endpoint) = self.endpoints.get_mut(pod) {
                     endpoint.attached = true;
                     endpoint.trouble = None;

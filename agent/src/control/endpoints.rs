@@ -124,6 +124,14 @@ impl LocalEndpoints {
     pub fn unanswered(&self) -> usize {
         self.by_pod.values().filter(|endpoint| !endpoint.answered).count()
     }
+
+    /// Of these, whether an earlier agent enforces one: what is its must not be taken for stale.
+    #[must_use]
+    pub fn unanswered_inherited(&self) -> bool {
+        self.by_pod
+            .values()
+            .any(|endpoint| !endpoint.answered && self.inherited_interface(&endpoint.pod.addresses).is_some())
+    }
 }
 
 #[cfg(test)]

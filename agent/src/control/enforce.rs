@@ -48,6 +48,12 @@ impl Agent {
             remove,
             ..
         } = plan;
+        // What a failed write left half done must not be built upon, and what it was to replace must stay: endpoints that
+        // have not flipped still ask for it. The next generation gets all of it.
+        if self.broken.is_some() {
+            self.removals.schedule(Instant::now(), serial, Vec::new());
+            return;
+        }
         if add.is_empty() && flip.is_empty() && remove.is_empty() {
             self.compiler.executed(serial);
             return;
@@ -114,6 +120,8 @@ impl Agent {
         }
     }
 
+    /// The maps are not what the compiler takes them for: until they are built anew nothing is removed from them, and
+    /// nothing is changed step by step.
     pub(super) fn fail(&mut self, what: &str, error: &datapath::Error) {
         error!("cannot {what}: {error}");
         self.instruments.kernel_failures.inc();

@@ -101,7 +101,7 @@ impl Datapath {
             Some(Op::PutSourcePort { .. }) => {
                 let keys = each!(Op::PutSourcePort { row, protocol, prefix, port, .. } =>
                     source_port_key(row, protocol, prefix, port));
-                let values = each!(Op::PutSourcePort { class, .. } => u32::from(class));
+                let values = each!(Op::PutSourcePort { class, .. } => class);
                 maps.source_ports.add_all(&keys, &values, 1)
             }
             Some(Op::PutIdentity { .. }) => {
@@ -153,7 +153,7 @@ impl Datapath {
                 class,
             } => maps
                 .source_ports
-                .put(&source_port_key(row, protocol, prefix, port), &u32::from(class)),
+                .put(&source_port_key(row, protocol, prefix, port), &class),
             Op::PutRow(ref key, ref row) => maps.rows.put(key, row),
             Op::PutIdentity {
                 identity,

@@ -17,7 +17,7 @@ use weir_common::{
     endpoint::EndpointEntry,
     identity::{AddressEntry, IdentityEntry, SourceKey},
     layout::map,
-    policy::{Decision, DecisionKey, Row, RowKey, SourcePortKey},
+    policy::{Decision, DecisionKey, Row, RowKey, SourceClass, SourcePortKey},
 };
 
 use super::{
@@ -49,7 +49,7 @@ pub(super) struct Maps {
     pub identities_used: u32,
     pub rows: Table<HashMap<MapData, RowKey, Row>>,
     pub decisions: Table<HashMap<MapData, DecisionKey, Decision>>,
-    pub source_ports: Table<LpmTrie<MapData, SourcePortKey, u32>>,
+    pub source_ports: Table<LpmTrie<MapData, SourcePortKey, SourceClass>>,
     pub sources: Table<LpmTrie<MapData, SourceKey, u32>>,
     pub traces: Table<PerCpuHashMap<MapData, u32, u64>>,
 }

@@ -249,6 +249,11 @@ impl Links {
         }
         Ok(())
     }
+
+    /// Leaves an empty clsact qdisc of ours to its interface, for good: it does nothing.
+    pub(super) fn disown_qdisc(&self, ifindex: u32) -> Result<()> {
+        pins::remove_empty(&self.pins.qdisc(ifindex)).map(drop)
+    }
 }
 
 fn remove_filter(ifindex: u32, direction: Direction) -> Result<bool> {

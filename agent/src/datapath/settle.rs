@@ -14,7 +14,8 @@ use weir_common::Direction;
 use super::{Datapath, Result, links::DIRECTIONS};
 
 /// For so long after its attachment nobody sends to a pod: its sandbox has yet to be started, and its containers after
-/// that. Afterwards the empty qdisc stays until the interface goes, since removing it would lose packets.
+/// that. Afterwards the empty qdisc stays until the interface goes, since removing it would lose packets, some
+/// milliseconds' worth of them.
 const QUIET: Duration = Duration::from_millis(300);
 
 /// What [`Datapath::attach_at_once`] has left to be done, oldest first.
@@ -86,7 +87,12 @@ impl Datapath {
         if hurried.hooks.is_empty() {
             let quiet = hurried.since.elapsed() < QUIET;
             self.unsettled.forget(ifindex);
-            if quiet && let Err(error) = self.links.remove_qdisc(ifindex) {
+            let left = if quiet {
+                self.links.remove_qdisc(ifindex)
+            } else {
+                self.links.disown_qdisc(ifindex)
+            };
+            if let Err(error) = left {
                 warn!(ifindex, %error, "an empty clsact qdisc stays");
             }
         }

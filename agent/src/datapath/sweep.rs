@@ -19,7 +19,7 @@ use aya::{
 use weir_common::{
     conntrack::{CtEntry, CtKey},
     counters::Tally,
-    event::{DENIAL_LIFETIME, DenialEntry},
+    event::DenialEntry,
     fragment::{FragmentEntry, FragmentKey},
     layout::map,
 };
@@ -274,7 +274,7 @@ impl Sweeper {
 
     fn sweep_denials(&mut self, now: u64, retired: &HashSet<u32>, visit: &mut impl FnMut(Swept<'_>)) -> Result<u32> {
         let gone = |key: &CtKey, entry: &DenialEntry| {
-            now > entry.last.saturating_add(DENIAL_LIFETIME) || retired.contains(&key.endpoint())
+            now > DenialEntry::forgotten_at(entry.last, entry.cut) || retired.contains(&key.endpoint())
         };
         let (mut live, mut dead) = (0, Vec::new());
         self.denials.each(|key, entry| {

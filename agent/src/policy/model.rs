@@ -111,7 +111,8 @@ impl PolicyKind {
     }
 }
 
-/// Identifies a policy. Ordered as Calico breaks ties: name, then namespace, then kind.
+/// Identifies a policy. Ordered as Calico breaks ties: by the text `name/namespace/kind`, so that `web-allow` comes before
+/// `web`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct PolicyKey {
     pub kind: PolicyKind,
@@ -121,8 +122,16 @@ pub struct PolicyKey {
 }
 
 impl PolicyKey {
-    fn tie_break(&self) -> (&str, &str, &str) {
-        (&self.name, self.namespace.as_deref().unwrap_or(""), self.kind.name())
+    /// The text that breaks ties, but for so many bytes of the name.
+    fn tie_break(&self, skip: usize) -> impl Iterator<Item = u8> + '_ {
+        let namespace = self.namespace.as_deref().unwrap_or("");
+        let rest = [
+            &self.name.as_bytes()[skip..],
+            namespace.as_bytes(),
+            self.kind.name().as_bytes(),
+        ];
+        // After each part, also the last: that makes no difference.
+        rest.into_iter().flat_map(|part| part.iter().copied().chain([b'/']))
     }
 }
 
@@ -133,7 +142,11 @@ impl PartialOrd for PolicyKey {
 }
 impl Ord for PolicyKey {
     fn cmp(&self, other: &Self) -> Ordering {
-        self.tie_break().cmp(&other.tie_break())
+        let (ours, theirs) = (self.name.as_bytes(), other.name.as_bytes());
+        let common = ours.len().min(theirs.len());
+        ours[..common]
+            .cmp(&theirs[..common])
+            .then_with(|| self.tie_break(common).cmp(other.tie_break(common)))
     }
 }
 

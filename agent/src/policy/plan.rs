@@ -7,7 +7,7 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use weir_common::policy::{Decision, DecisionKey, DirectionPolicy, Row, RowKey};
+use weir_common::policy::{Decision, DecisionKey, DirectionPolicy, Row, RowKey, SourceClass};
 
 /// One write to a map.
 #[derive(Clone, Debug, PartialEq)]
@@ -20,7 +20,7 @@ pub enum Op {
         protocol: u8,
         prefix: u8,
         port: u16,
-        class: u16,
+        class: SourceClass,
     },
     PutRow(RowKey, Row),
     PutIdentity {

@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use weir_common::{
     Direction,
     identity::CLASS_UNKNOWN,
-    policy::{Decision, DecisionKey, DirectionPolicy, PREFIX_LENGTHS, PrefixMask, Row, RowKey, Slot},
+    policy::{Decision, DecisionKey, DirectionPolicy, PREFIX_LENGTHS, PrefixMask, Row, RowKey, Slot, SourceClass},
 };
 
 use super::{
@@ -28,7 +28,7 @@ pub struct Simulation {
     rows: HashMap<RowKey, Row>,
     decisions: HashMap<DecisionKey, Decision>,
     /// (Row, protocol, prefix, port) -> class.
-    source_ports: HashMap<(u32, u8, u8, u16), u16>,
+    source_ports: HashMap<(u32, u8, u8, u16), SourceClass>,
     traces: HashSet<u32>,
     endpoints: HashMap<u32, (EndpointPolicy, u64)>,
     /// Operations that a real map would refuse, or that show that something was lost.
@@ -206,11 +206,10 @@ impl Simulation {
             _ => flow.destination_port,
         };
         let by_source = row.prefixes.0 & PrefixMask::SOURCE_PORTS != 0 && slot != Slot::Icmp;
-        let class = if by_source {
-            self.source_class(row.id, flow.protocol, flow.source_port)
-        } else {
-            0
-        };
+        let named = by_source.then(|| self.source_class(row.id, flow.protocol, flow.source_port));
+        let (class, base) = named
+            .flatten()
+            .map_or((0, base), |named| (named.class as u16, named.base));
         for (k, &length) in PREFIX_LENGTHS.iter().enumerate() {
             if row.prefixes.of(slot) & 1 << k != 0
                 && let Some(decision) = self.decisions.get(&key(length, class, port))
@@ -218,11 +217,10 @@ impl Simulation {
                 return *decision;
             }
         }
-        let whole = (class != 0).then(|| self.decisions.get(&key(0, class, 0))).flatten();
-        whole.copied().unwrap_or(base)
+        base
     }
 
-    fn source_class(&self, row: u32, protocol: u8, port: u16) -> u16 {
+    fn source_class(&self, row: u32, protocol: u8, port: u16) -> Option<SourceClass> {
         (0..=16_u8)
             .rev()
             .find_map(|prefix| {
@@ -230,6 +228,5 @@ impl Simulation {
                     .get(&(row, protocol, prefix, DecisionKey::cut(port, prefix)))
             })
             .copied()
-            .unwrap_or(0)
     }
 }

@@ -12,7 +12,7 @@ use weir::{
 use weir_common::{
     identity::IdentityEntry,
     layout::map,
-    policy::{Decision, DecisionKey, Row, RowKey, SourcePortKey},
+    policy::{Decision, DecisionKey, Row, RowKey, SourceClass, SourcePortKey},
 };
 use weir_tests::lab::{Families, Lab};
 
@@ -60,6 +60,13 @@ fn decision_key(number: u32) -> DecisionKey {
     }
 }
 
+fn source_class(row: u32) -> SourceClass {
+    SourceClass {
+        class: row + 1,
+        base: Decision::new(true, false, row),
+    }
+}
+
 fn address(number: u32) -> std::net::IpAddr {
     std::net::Ipv4Addr::from_bits(0x0a00_0000 + number).into()
 }
@@ -73,7 +80,7 @@ fn plan() -> (Vec<Op>, Vec<Op>) {
         protocol: 17,
         prefix: 16,
         port: 53,
-        class: row as u16,
+        class: source_class(row),
     }));
     add.extend((0..MANY).map(|class| Op::PutRow(row_key(class), row(class))));
     add.extend((0..1_000).map(|identity| Op::PutIdentity {
@@ -126,7 +133,7 @@ fn comes_and_goes(datapath: &mut Datapath) -> Result<()> {
     for number in 0..MANY {
         ensure!(decisions.get(&decision_key(number), 0)? == Decision::new(false, true, number));
     }
-    let ports: LpmTrie<MapData, SourcePortKey, u32> = open(datapath, map::SOURCE_PORTS, Map::LpmTrie)?;
+    let ports: LpmTrie<MapData, SourcePortKey, SourceClass> = open(datapath, map::SOURCE_PORTS, Map::LpmTrie)?;
     let identities: Array<MapData, IdentityEntry> = open(datapath, map::IDENTITIES, Map::Array)?;
     for identity in 0..1_000 {
         let entry = identities.get(&identity, 0)?;

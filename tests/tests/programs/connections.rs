@@ -441,6 +441,9 @@ fn what_was_cut_is_judged_as_it_was_opened_whoever_speaks_next() {
                 world.from_pod("again", &tcp(pod, peer, (80, 1000), ACK | PSH), Reason::PolicyDenied);
                 world.to_pod("again", &tcp(peer, pod, (1000, 80), ACK | PSH), Reason::PolicyDenied);
             }
+            // TCP repeats a segment two minutes after the last time, in the end.
+            world.programs().age_denials(121_000_000_000).expect("ages");
+            world.from_pod("late", &tcp(pod, peer, (80, 1000), ACK | PSH), Reason::PolicyDenied);
             world.flip(allow_all(), allow_all());
             world.from_pod("allowed again", &tcp(pod, peer, (80, 1000), ACK | PSH), Reason::Allowed);
             let entry = world.unconfirmed(&flow).expect("an entry");

@@ -1,6 +1,6 @@
 //! Packets that lie about themselves.
 
-use weir_common::reason::Reason;
+use weir_common::{endpoint::EndpointEntry, reason::Reason};
 use weir_tests::packet::{ETHERNET, Ip, SYN, TCP, icmp, sctp, sctp_packet, tcp, udp};
 
 use crate::world::{FAMILIES, Family, V4, V6, World, allow_all, deny_all};
@@ -54,13 +54,18 @@ fn packets_that_end_too_early_at_every_byte() {
 }
 
 #[test]
-fn malformed_packets_pass_where_no_policy_asks() {
+fn malformed_packets_pass_where_nobody_asks() {
     let mut world = World::new(deny_all(), deny_all());
     world.set_flags(0);
     for family in FAMILIES {
         let whole = tcp(family.pod, family.peer, (1, 2), SYN);
         let header = if family.pod.is_ipv4() { 20 } else { 40 };
         for length in ETHERNET + header..whole.len() - 4 {
+            world.to_pod("cut", &whole[..length], Reason::NotIp);
+            // A pod sends from its own address only, which cannot be told here.
+            world.set_flags(0);
+            world.from_pod("cut", &whole[..length], Reason::Truncated);
+            world.set_flags(EndpointEntry::ANY_SOURCE);
             world.from_pod("cut", &whole[..length], Reason::NotIp);
         }
     }

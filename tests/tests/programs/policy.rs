@@ -6,7 +6,7 @@ use weir_common::{
     Direction,
     policy::{
         Decision, DecisionKey, DirectionPolicy, PREFIX_LENGTHS, PrefixMask, Row, SOURCE_PORT_KEY_PREFIX, Slot,
-        SourcePortKey,
+        SourceClass, SourcePortKey,
     },
     reason::Reason,
 };
@@ -211,7 +211,7 @@ fn source_ports_choose_among_decisions() {
     let mut world = World::new(deny_all(), deny_all());
     let policy = world.table(7, PEER, row(70, PrefixMask::SOURCE_PORTS | 1, [DENY; 5]), DENY);
     // Source ports 0x8000..=0x80ff are class 1, 0x8080 is class 2.
-    for (port, length, class) in [(0x8000_u16, 8, 1), (0x8080, 16, 2)] {
+    for (port, length, class, base) in [(0x8000_u16, 8, 1, DENY), (0x8080, 16, 2, ALLOW)] {
         let key = SourcePortKey {
             row: 70_u32.to_be_bytes(),
             protocol: TCP,
@@ -220,7 +220,7 @@ fn source_ports_choose_among_decisions() {
         };
         world
             .programs()
-            .set_source_port(key, SOURCE_PORT_KEY_PREFIX + length, class)
+            .set_source_port(key, SOURCE_PORT_KEY_PREFIX + length, SourceClass { class, base })
             .expect("a class");
     }
     world.decide(70, TCP, 22, 16, ALLOW);
@@ -235,10 +235,6 @@ fn source_ports_choose_among_decisions() {
     world
         .programs()
         .set_decision(entry(1, 16, 80), ALLOW)
-        .expect("a decision");
-    world
-        .programs()
-        .set_decision(entry(2, 0, 0), ALLOW)
         .expect("a decision");
     world
         .programs()

@@ -12,7 +12,7 @@ use crate::{
     api::at::{At, Report, Reported},
     policy::{
         model::{Family, PeerMatch, PortMatch},
-        selector::{Field, Selector},
+        selector::{EntityKind, Field, Selector},
     },
 };
 
@@ -127,10 +127,14 @@ impl Ends<'_> {
             _ => {}
         }
         if parts.is_empty() {
-            return Ok((None, not_selector));
+            return Ok((
+                None,
+                not_selector.map(|selector| Selector::And(vec![selector, not_a_node()])),
+            ));
         }
         // The entity that matches must not match notSelector; who else has the address does not count.
         parts.extend(not_selector.map(not));
+        parts.push(not_a_node());
         Ok((Some(conjunction(parts)), None))
     }
 
@@ -183,6 +187,12 @@ impl Ends<'_> {
         };
         Ok(Some((namespace.into(), name.into())))
     }
+}
+
+/// Selectors speak of pods, host endpoints and network sets. A Node is none of them, whatever its labels: `all()` does
+/// not open pods to what runs on hosts, or comes masqueraded as them.
+fn not_a_node() -> Selector {
+    not(Selector::equals(Field::Kind, EntityKind::Node.name()))
 }
 
 fn is_empty(at: &At<'_>) -> bool {

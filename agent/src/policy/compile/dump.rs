@@ -216,6 +216,10 @@ impl Compiler {
     fn dump_row(&self, number: u32) -> RowDump {
         let row: Row = self.rows.row(number);
         let entries: &Entries = self.rows.entries(number);
+        // A class has an entry for each of its prefixes of source ports, which all say the same.
+        let mut classes = entries.source_ports.clone();
+        classes.sort_unstable_by_key(|entry| (entry.protocol, entry.class));
+        classes.dedup_by_key(|entry| (entry.protocol, entry.class));
         RowDump {
             row: row.id,
             base: row.base.iter().copied().map(dump_decision).collect(),
@@ -229,6 +233,13 @@ impl Compiler {
                     source_class: entry.source_class,
                     decision: dump_decision(entry.decision),
                 })
+                .chain(classes.iter().map(|entry| PortDecisionDump {
+                    protocol: entry.protocol,
+                    port: 0,
+                    prefix: 0,
+                    source_class: entry.class,
+                    decision: dump_decision(entry.base),
+                }))
                 .collect(),
             source_ports: entries.source_ports.len(),
         }

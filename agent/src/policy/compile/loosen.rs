@@ -4,7 +4,7 @@ use weir_common::policy::{
     Decision, DecisionKey, IPPROTO_ICMP, IPPROTO_ICMPV6, IPPROTO_SCTP, IPPROTO_TCP, IPPROTO_UDP, Row, Slot,
 };
 
-use super::rows::Entries;
+use super::rows::{Entries, SourcePort};
 
 /// A row with its entries.
 #[derive(Clone, Copy, Debug)]
@@ -14,24 +14,26 @@ pub struct Full<'a> {
 }
 
 impl Full<'_> {
-    fn source_class(&self, protocol: u8, port: u16) -> u16 {
+    fn source_class(&self, protocol: u8, port: u16) -> Option<&SourcePort> {
         let holding = self
             .entries
             .source_ports
             .iter()
             .filter(|entry| entry.protocol == protocol && DecisionKey::cut(port, entry.prefix) == entry.port);
-        holding.max_by_key(|entry| entry.prefix).map_or(0, |entry| entry.class)
+        holding.max_by_key(|entry| entry.prefix)
     }
 
     fn decide(&self, slot: Slot, protocol: u8, source: u16, port: u16) -> Decision {
-        let class = self.source_class(protocol, source);
+        let (class, base) = self
+            .source_class(protocol, source)
+            .map_or((0, self.row.base[slot as usize]), |entry| (entry.class, entry.base));
         let holding = self.entries.decisions.iter().filter(|entry| {
             entry.protocol == protocol
                 && entry.source_class == class
                 && DecisionKey::cut(port, entry.prefix) == entry.port
         });
         let longest = holding.max_by_key(|entry| entry.prefix);
-        longest.map_or(self.row.base[slot as usize], |entry| entry.decision)
+        longest.map_or(base, |entry| entry.decision)
     }
 
     /// First ports of all stretches in which the row cannot change its mind.

@@ -383,8 +383,7 @@ pub fn compile(steps: &[Step<'_>], ends: &Ends<'_>, traces: &mut Traces) -> Cont
             if class == 0 {
                 content.base[slot as usize] = ports.base;
             } else {
-                content.put(slot, protocol, class, (0, 0, ports.base));
-                content.cover_sources(protocol, class, &ranges);
+                content.cover_sources(protocol, class, ports.base, &ranges);
             }
             for prefix in ports.prefixes {
                 content.put(slot, protocol, class, prefix);
@@ -437,7 +436,7 @@ impl Content {
     }
 
     /// A class's source ports as prefixes. Each class covers only its own ports, so that classes do not meet.
-    fn cover_sources(&mut self, protocol: u8, class: u16, ranges: &[(u16, u16)]) {
+    fn cover_sources(&mut self, protocol: u8, class: u16, base: Decision, ranges: &[(u16, u16)]) {
         self.prefixes.0 |= PrefixMask::SOURCE_PORTS;
         for &(lo, hi) in ranges {
             let mut from = u32::from(lo);
@@ -451,6 +450,7 @@ impl Content {
                     prefix: 16 - bits as u8,
                     port: from as u16,
                     class,
+                    base,
                 });
                 from += 1 << bits;
             }

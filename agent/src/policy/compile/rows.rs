@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use rustc_hash::FxHashMap;
-use weir_common::policy::{Decision, DecisionKey, PrefixMask, Row, Slot};
+use weir_common::policy::{Decision, DecisionKey, PrefixMask, Row, Slot, SourceClass};
 
 use super::trace::Traces;
 use crate::{identity::slab::Slab, policy::plan::Op};
@@ -25,6 +25,8 @@ pub struct SourcePort {
     pub prefix: u8,
     pub port: u16,
     pub class: u16,
+    /// The decision where no prefix of destination ports matches.
+    pub base: Decision,
 }
 
 /// What a row has in the decision and source port maps.
@@ -205,6 +207,7 @@ fn traces_of<'a>(row: &Row, entries: &'a Entries) -> impl Iterator<Item = u32> +
     let base = row.base;
     base.into_iter()
         .chain(entries.decisions.iter().map(|entry| entry.decision))
+        .chain(entries.source_ports.iter().map(|entry| entry.base))
         .map(Decision::trace)
 }
 
@@ -220,7 +223,10 @@ impl Entries {
             protocol: entry.protocol,
             prefix: entry.prefix,
             port: entry.port,
-            class: entry.class,
+            class: SourceClass {
+                class: u32::from(entry.class),
+                base: entry.base,
+            },
         }));
     }
 

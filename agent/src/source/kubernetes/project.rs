@@ -40,6 +40,7 @@ const METADATA: Shape = Shape::Map(&[
             (INITIAL_EVENTS_END, Any),
             ("cni.projectcalico.org/allowedSourcePrefixes", Any),
             ("projectcalico.org/metadata", Any),
+            ("kubernetes.io/config.hash", Any),
         ]),
     ),
     (
@@ -378,7 +379,10 @@ mod tests {
             "metadata": {
                 "name": "web-1", "namespace": "shop", "uid": "u-1", "resourceVersion": "17",
                 "labels": {"app": "web"},
-                "annotations": {"cni.projectcalico.org/allowedSourcePrefixes": "[]", "kubectl/last": "x".repeat(4000)},
+                "annotations": {
+                    "cni.projectcalico.org/allowedSourcePrefixes": "[]", "kubectl/last": "x".repeat(4000),
+                    "kubernetes.io/config.hash": "0123456789abcdef0123456789abcdef",
+                },
                 "managedFields": [{"manager": "kubelet", "fieldsV1": {"f:status": {"f:phase": {}}}}],
                 "ownerReferences": [{"kind": "ReplicaSet", "name": "web", "controller": true, "uid": "u"}],
             },
@@ -396,7 +400,10 @@ mod tests {
             "metadata": {
                 "name": "web-1", "namespace": "shop", "uid": "u-1", "resourceVersion": "17",
                 "labels": {"app": "web"},
-                "annotations": {"cni.projectcalico.org/allowedSourcePrefixes": "[]"},
+                "annotations": {
+                    "cni.projectcalico.org/allowedSourcePrefixes": "[]",
+                    "kubernetes.io/config.hash": "0123456789abcdef0123456789abcdef",
+                },
                 "ownerReferences": [{"kind": "ReplicaSet", "name": "web", "controller": true}],
             },
             "spec": {"nodeName": "n1", "containers": [{"ports": [{"name": "http", "containerPort": 80}]}]},

@@ -293,8 +293,7 @@ impl Runner {
                     self.doubt.notify_one();
                 }
                 if let Some(watched) = self.watched.get_mut(slot) {
-                    let since = watched.failing.take().map_or_else(Instant::now, |(since, _)| since);
-                    watched.failing = Some((since, failure));
+                    watched.fails(failure);
                 }
                 self.stirred = true;
                 return;

@@ -80,6 +80,13 @@ fn trap_tiers_and_policies_without_order_come_last() {
 fn trap_ties_are_broken_by_name_without_prefix() {
     let lab = Lab::clean(&[gnp("b", DENY), gnp("a", ALLOW)].concat());
     assert_eq!(decided(&lab), ["default a 0 Allow"]);
+    // By the whole text `name/namespace/kind`: '-' and '.' come before '/'.
+    for name in ["web-allow", "web.allow"] {
+        let lab = Lab::clean(&[gnp("web", DENY), gnp(name, ALLOW)].concat());
+        assert_eq!(decided(&lab), [format!("default {name} 0 Allow")]);
+    }
+    let lab = Lab::clean(&[gnp("web0", DENY), gnp("web", ALLOW)].concat());
+    assert_eq!(decided(&lab), ["default web 0 Allow"]);
     // `default.b` is b.
     let lab = Lab::clean(&[gnp("default.b", DENY), gnp("c", ALLOW)].concat());
     assert_eq!(decided(&lab), ["default b 0 Deny"]);

@@ -49,6 +49,34 @@ fn trap_not_selector_matches_the_outside_and_is_folded_into_selector() {
     assert_eq!(namespaced("source: {notSelector: app == 'other'}", HTTP), "prod/api");
 }
 
+/// A Node is known by its addresses, but it is no endpoint of Calico's: no selector finds it, and none leaves it out.
+#[test]
+fn trap_nodes_are_the_outside_for_selectors() {
+    const NODE: &str = "---
+{apiVersion: v1, kind: Node, metadata: {name: n1, labels: {kubernetes.io/hostname: n1, app: web}},
+ status: {addresses: [{type: InternalIP, address: 198.51.100.10}]}}
+---
+";
+    let reach = |rule: &str| {
+        let spec = format!("{WEB}, ingress: [{{action: Allow, source: {{{rule}}}}}]");
+        Lab::clean(&[NODE, &super::global(&spec)].concat()).reach("prod/web", HTTP)
+    };
+    for (selector, found) in [
+        ("selector: all()", "prod/api dev/web"),
+        ("selector: app != 'api'", "dev/web"),
+        ("selector: '!has(nothing)'", "prod/api dev/web"),
+        ("selector: app == 'web'", "dev/web"),
+        ("selector: kubernetes.io/hostname == 'n1'", ""),
+        ("selector: \"kubernetes.io/hostname not in {'n2'}\"", "prod/api dev/web"),
+        ("namespaceSelector: global()", ""),
+        ("notSelector: all()", "good bad"),
+        ("notSelector: app == 'web'", "prod/api good bad"),
+        ("nets: [198.51.100.0/24]", "good"),
+    ] {
+        assert_eq!(reach(selector), found, "{selector}");
+    }
+}
+
 #[test]
 fn trap_a_namespaced_policy_means_its_own_namespace_unless_told_otherwise() {
     assert_eq!(namespaced("source: {}", HTTP), all_but("prod/web"));
@@ -284,9 +312,14 @@ fn trap_ports_by_number_range_text_and_name() {
         ),
         ""
     );
-    // Names alone need no protocol.
-    assert_eq!(global("destination: {ports: [dns]}", "udp/53"), all_but("prod/web"));
-    assert_eq!(global("destination: {ports: [dns]}", "tcp/53"), "");
+    // Names alone need no protocol: they are TCP's then.
+    assert_eq!(global("destination: {ports: [http]}", HTTP), all_but("prod/web"));
+    assert_eq!(global("destination: {ports: [http]}", "icmp/8/0"), "");
+    assert_eq!(global("destination: {ports: [dns]}", "udp/53"), "");
+    assert_eq!(
+        global("protocol: UDP, destination: {ports: [dns]}", "udp/53"),
+        all_but("prod/web")
+    );
 
     assert_eq!(
         global("protocol: TCP, destination: {notPorts: [80, '90:99']}", HTTP),

@@ -1,6 +1,9 @@
 //! What cannot be read, what follows from that, and what is told of it.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use tokio::sync::mpsc;
 
@@ -12,17 +15,28 @@ use crate::{
 
 /// For how long kinds that cannot be read hold up the first sync, once all that matters most is known.
 const GRACE: Duration = OUTAGE;
-/// The same where permission is missing: waiting hardly mends that.
-const FORBIDDEN_GRACE: Duration = Duration::from_secs(2);
+/// The same where permission is missing: waiting hardly mends that, but an API server that has just started refuses
+/// everybody until it has read its roles.
+const FORBIDDEN_GRACE: Duration = Duration::from_secs(3);
 /// An API server that does not answer is a problem after this time; before that it may be just restarting.
 const OUTAGE: Duration = Duration::from_secs(10);
 
 impl Watched {
+    /// It cannot be read, once more. Permission is missing since that was said, whatever was the matter before.
+    pub(super) fn fails(&mut self, failure: Failure) {
+        let forbidden = |failure: &Failure| matches!(failure, Failure::Forbidden(_));
+        let since = match self.failing.take() {
+            Some((since, before)) if forbidden(&before) || !forbidden(&failure) => since,
+            _ => Instant::now(),
+        };
+        self.failing = Some((since, failure));
+    }
+
     /// It fails, and not only for a moment: an API server may be just restarting, a CRD be just made.
     fn is_in_trouble(&self) -> bool {
         match &self.failing {
             None => false,
-            Some((_, Failure::Forbidden(_))) => true,
+            Some((since, Failure::Forbidden(_))) => since.elapsed() >= FORBIDDEN_GRACE,
             Some((since, _)) => since.elapsed() >= OUTAGE,
         }
     }
@@ -110,6 +124,7 @@ impl Runner {
         }
         let undiscovered = match &self.undiscovered {
             None | Some((_, Failure::Unreachable(_) | Failure::Unauthorized(_))) => Vec::new(),
+            Some((since, _)) if since.elapsed() < OUTAGE => Vec::new(),
             Some((_, failure)) => vec![Problem::error(
                 format!("cannot tell which of Calico's kinds the cluster serves: {failure}"),
                 "see to the API server that serves projectcalico.org; until then what is known stays in force",

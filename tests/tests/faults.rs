@@ -1,0 +1,84 @@
+//! Writes that the kernel refuses.
+
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use weir_common::layout::{LAYOUT, map};
+use weir_tests::{
+    kernel,
+    lab::{
+        Family,
+        probe::{Protocol, Verdict},
+    },
+    world::{ENFORCED, Plan, World},
+};
+
+/// Everybody may reach x/server, but x/denied not on these ports, and with `more` x/later not at all. The table's default
+/// admits, so a row that were lost would let them in.
+fn all_but(ports: &str, more: bool) -> String {
+    let later = if more {
+        "  - {action: Deny, source: {selector: pod == 'later'}}\n"
+    } else {
+        ""
+    };
+    format!(
+        "apiVersion: projectcalico.org/v3
+kind: GlobalNetworkPolicy
+metadata: {{name: server}}
+spec:
+  selector: pod == 'server'
+  types: [Ingress]
+  ingress:
+  - {{action: Deny, protocol: TCP, source: {{selector: pod == 'denied'}}, destination: {{ports: [{ports}]}}}}
+{later}  - {{action: Allow}}
+"
+    )
+}
+
+/// The old state stays whole until the maps are built anew: what a new state needs could not be written, so what the old
+/// one needs must not be removed.
+#[test]
+fn a_refused_write_leaves_the_old_state_whole_and_is_mended() -> Result<()> {
+    World::new(&Plan::one_node(&["x/server", "x/denied", "x/later", "x/other"]))?.check(|world| {
+        world.policy("server", &all_but("80, 81", false))?;
+        let closed = |world: &mut World, from: &str, port: u16| -> Result<bool> {
+            Ok(world.verdict(from, "x/server", Family::V4, Protocol::Tcp, port)? == Verdict::Deny)
+        };
+        ensure!(closed(world, "x/denied", 80)? && closed(world, "x/denied", 81)? && !closed(world, "x/later", 80)?);
+
+        let bpffs = world.agent("node-1")?.bpffs().to_owned();
+        let prefix = format!("gen-{LAYOUT}-");
+        let generation = fs::read_dir(&bpffs)?
+            .filter_map(Result::ok)
+            .map(|entry| entry.path())
+            .find(|path| {
+                path.file_name()
+                    .is_some_and(|name| name.to_string_lossy().starts_with(&prefix))
+            })
+            .with_context(|| format!("no generation in {}", bpffs.display()))?;
+        kernel::freeze(&generation.join(map::TRACES))?;
+
+        world.manifests.text("server", &all_but("80, 82", true))?;
+        // The write fails and is tried again later, with new maps. Before, the old rules are in force; after, the new
+        // ones. Never are none.
+        let deadline = Instant::now() + ENFORCED;
+        while generation.exists() {
+            ensure!(Instant::now() < deadline, "the maps are not built anew");
+            let denied = world.verdict("x/denied", "x/server", Family::V4, Protocol::Tcp, 80)?;
+            ensure!(
+                denied == Verdict::Deny,
+                "x/denied got in while the maps could not be written"
+            );
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        let log = world.agent("node-1")?.log_tail(200);
+        ensure!(log.contains("cannot write decisions"), "nothing was refused:\n{log}");
+        world.enforced()?;
+        ensure!(closed(world, "x/denied", 80)? && closed(world, "x/later", 80)?);
+        ensure!(!closed(world, "x/denied", 81)? && !closed(world, "x/other", 80)?);
+        Ok(())
+    })
+}

@@ -199,11 +199,12 @@ mod tests {
         let path = directory.path().join("10-a.conflist");
         fs::write(&path, "old").expect("writes");
         let mut writer = OpenOptions::new().write(true).open(&path).expect("opens");
+        // Asked before the other thread runs, which may begin after the file is another one.
+        let old = fs::metadata(&path).expect("is there").ino();
         let late = thread::spawn({
             let path = path.clone();
             move || {
                 // Once the file is another one, before the replacement looks back.
-                let old = fs::metadata(&path).expect("is there").ino();
                 while fs::metadata(&path).expect("is there").ino() == old {
                     thread::yield_now();
                 }

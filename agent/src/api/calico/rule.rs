@@ -181,9 +181,6 @@ fn rule(
         peer.get_or_insert_with(PeerMatch::default).family = Some(family);
     }
     let service = if ingress { source.service } else { destination.service };
-    // Felix takes names for TCP's where no protocol is given (calc/rule_scanner.go).
-    let named = source.ports.is_some() || destination.ports.is_some();
-    let protocol = protocol.or(named.then_some(TCP));
     let rule = Rule {
         action: Action::Deny,
         index,

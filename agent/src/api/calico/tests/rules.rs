@@ -312,14 +312,11 @@ fn trap_ports_by_number_range_text_and_name() {
         ),
         ""
     );
-    // Names alone need no protocol: they are TCP's then.
+    // Names alone need no protocol: they bring their own.
+    assert_eq!(global("destination: {ports: [dns]}", "udp/53"), all_but("prod/web"));
+    assert_eq!(global("destination: {ports: [dns]}", "tcp/53"), "");
     assert_eq!(global("destination: {ports: [http]}", HTTP), all_but("prod/web"));
     assert_eq!(global("destination: {ports: [http]}", "icmp/8/0"), "");
-    assert_eq!(global("destination: {ports: [dns]}", "udp/53"), "");
-    assert_eq!(
-        global("protocol: UDP, destination: {ports: [dns]}", "udp/53"),
-        all_but("prod/web")
-    );
 
     assert_eq!(
         global("protocol: TCP, destination: {notPorts: [80, '90:99']}", HTTP),

@@ -300,29 +300,7 @@ impl World {
                 }
             }
         }
-        let mut outcomes = self.prober.ask(&self.lab, &self.servers, &probes, Patience::TABLE)?;
-        if outcomes
-            .iter()
-            .zip(&expected)
-            .any(|(outcome, expected)| outcome.verdict != *expected)
-        {
-            outcomes = self.prober.ask(&self.lab, &self.servers, &probes, Patience::STUBBORN)?;
-        }
-        let wrong: Vec<String> = probes
-            .iter()
-            .zip(&outcomes)
-            .zip(&expected)
-            .filter(|((_, outcome), expected)| outcome.verdict != **expected)
-            .map(|((probe, outcome), expected)| {
-                let Probe {
-                    from,
-                    to,
-                    protocol,
-                    port,
-                } = probe;
-                format!("{from} -> {to} {protocol} {port}: {}, not {expected}", outcome.verdict)
-            })
-            .collect();
+        let wrong = self.prober.wrong(&self.lab, &self.servers, &probes, &expected)?;
         ensure!(
             wrong.is_empty(),
             "{} of {} probes: {}",
@@ -407,4 +385,21 @@ fn split(pod: &str) -> Result<(&str, &str)> {
 #[must_use]
 pub fn pod_file(pod: &str) -> String {
     format!("pod-{}", pod.replace('/', "-"))
+}
+
+/// Ingress of x/server from the pod of that name alone (by its label `pod`).
+#[must_use]
+pub fn only_from(name: &str) -> String {
+    format!(
+        "apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {{name: server, namespace: x}}
+spec:
+  podSelector: {{matchLabels: {{pod: server}}}}
+  policyTypes: [Ingress]
+  ingress:
+  - from:
+    - podSelector: {{matchLabels: {{pod: {name}}}}}
+"
+    )
 }

@@ -7,27 +7,11 @@ use weir_tests::{
     binary,
     lab::{Family, PodPlan, agent::AgentOptions, agent::Attach, probe::Verdict},
     traffic::Traffic,
-    world::{ENFORCED, Plan, World},
+    world::{ENFORCED, Plan, World, only_from},
 };
 
 /// How long traffic runs while no agent does.
 const ALONE: Duration = Duration::from_millis(400);
-
-/// Ingress of x/server from pods labelled `pod: a` (or the one that is named).
-fn only_from(name: &str) -> String {
-    format!(
-        "apiVersion: networking.k8s.io/v1
-kind: NetworkPolicy
-metadata: {{name: server, namespace: x}}
-spec:
-  podSelector: {{matchLabels: {{pod: server}}}}
-  policyTypes: [Ingress]
-  ingress:
-  - from:
-    - podSelector: {{matchLabels: {{pod: {name}}}}}
-"
-    )
-}
 
 fn world(attach: Attach) -> Result<World> {
     let plan = Plan {

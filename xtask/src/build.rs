@@ -1,6 +1,6 @@
 //! `cargo xtask build`: the one binary.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, process::Command};
 
 use anyhow::Result;
 
@@ -54,4 +54,24 @@ pub fn weir(profile: Profile, features: &[&str]) -> Result<PathBuf> {
     cargo.args(features.iter().map(|feature| format!("--features=weir/{feature}")));
     process::run(&mut cargo)?;
     Ok(workspace::target_dir()?.join(dir).join("weir"))
+}
+
+/// Builds a program that xtask does part of its work with, `weir-NAME`, with the feature of that name; what it is to do has yet
+/// to be said. It uses the tests' library, and xtask must build where nothing else can be built yet.
+pub fn program(profile: Profile, name: &str, flags: &[&str]) -> Result<Command> {
+    let bin = format!("weir-{name}");
+    let mut cargo = workspace::cargo();
+    cargo.arg("build").args(flags).args(["--locked", "--bin", &bin]);
+    let dir = match profile {
+        Profile::Debug => {
+            cargo.args(["--workspace", &format!("--features=xtask/{name}")]);
+            "debug"
+        }
+        Profile::Release => {
+            cargo.args(["--package=xtask", &format!("--features={name}"), "--release"]);
+            "release"
+        }
+    };
+    process::run(&mut cargo)?;
+    Ok(Command::new(workspace::target_dir()?.join(dir).join(bin)))
 }

@@ -2,6 +2,7 @@
 
 use std::{
     env,
+    os::unix::process::CommandExt as _,
     path::PathBuf,
     process::{Command, Output},
 };
@@ -31,6 +32,12 @@ pub fn output(command: &mut Command) -> Result<Output> {
         );
     }
     Ok(output)
+}
+
+/// Runs a command in this process's place: Ctrl-C then reaches the one that has something to clean up.
+pub fn become_program(command: &mut Command) -> Result<()> {
+    let error = command.exec();
+    Err(error).with_context(|| format!("starting `{}`", show(command)))
 }
 
 /// Where PATH has a program, or a directory that Debian keeps administrators' tools in.

@@ -12,7 +12,7 @@ use crate::{
     cluster::api::Api,
     lab::{
         Family,
-        probe::{Patience, Probe, Prober, Protocol, Verdict},
+        probe::{Probe, Prober, Protocol, Verdict},
     },
     world::World,
 };
@@ -97,29 +97,8 @@ fn on_the_wire(world: &World, expected: &Expected, prober: &mut Prober, tally: &
         }
     }
     ensure!(!probes.is_empty(), "there is nothing to be asked");
-    let mut outcomes = prober.ask(&world.lab, &world.servers, &probes, Patience::TABLE)?;
-    let differs = |outcomes: &[crate::lab::probe::Outcome]| {
-        outcomes
-            .iter()
-            .zip(&wanted)
-            .any(|(outcome, wanted)| outcome.verdict != *wanted)
-    };
-    if differs(&outcomes) {
-        outcomes = prober.ask(&world.lab, &world.servers, &probes, Patience::STUBBORN)?;
-    }
-    for ((probe, outcome), wanted) in probes.iter().zip(&outcomes).zip(&wanted) {
-        if outcome.verdict != *wanted {
-            let Probe {
-                from,
-                to,
-                protocol,
-                port,
-            } = probe;
-            tally.fail(format!(
-                "{from} -> {to} {protocol} {port}: {}, not {wanted}",
-                outcome.verdict
-            ));
-        }
+    for wrong in prober.wrong(&world.lab, &world.servers, &probes, &wanted)? {
+        tally.fail(wrong);
     }
     tally.checks.flows += probes.len() as u64;
     Ok(())

@@ -17,29 +17,13 @@ use weir_tests::{
     api_world::{ApiWorld, CRDS, restart, rights},
     cluster::{Component, api},
     lab::probe::Verdict,
-    world::{Plan, wait_report},
+    world::{Plan, only_from, wait_report},
 };
 
 const POLICIES: &str = "networkpolicies.networking.k8s.io";
 const NODE: &str = "node-1";
 /// The policy that [`only_from`] makes.
 const SERVER_POLICY: &str = "/apis/networking.k8s.io/v1/namespaces/x/networkpolicies/server";
-
-/// Ingress of x/server from the pod of that name alone.
-fn only_from(name: &str) -> String {
-    format!(
-        "apiVersion: networking.k8s.io/v1
-kind: NetworkPolicy
-metadata: {{name: server, namespace: x}}
-spec:
-  podSelector: {{matchLabels: {{pod: server}}}}
-  policyTypes: [Ingress]
-  ingress:
-  - from:
-    - podSelector: {{matchLabels: {{pod: {name}}}}}
-"
-    )
-}
 
 /// Who reaches x/server.
 fn reached_by(a: Verdict, b: Verdict) -> [(&'static str, &'static str, u16, Verdict); 2] {

@@ -7,7 +7,7 @@
 
 use std::{
     io::{Read as _, Write as _},
-    net::{SocketAddr, TcpStream, UdpSocket},
+    net::TcpStream,
     path::Path,
     sync::{
         Mutex, PoisonError,
@@ -18,7 +18,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use weir_tests::{
     api_world,
@@ -34,6 +34,7 @@ use crate::{
     interrupt, load,
     node::{self, Node, Pod},
     priority::Precedence,
+    probe::{Between, Probe},
     report::{self, Table},
     world,
 };
@@ -46,13 +47,11 @@ const READY_LIMIT_S: f64 = 2.0;
 
 /// The server's policy.
 const PROBE_POLICY: &str = "probe";
-/// Between two probes. The sender sleeps in between: the API server needs the CPU.
-const PROBE: Duration = Duration::from_micros(200);
-/// So many probes in a row with one verdict: what one lost packet cannot pretend.
-const CERTAIN: usize = 5;
-const PATIENCE: Duration = Duration::from_secs(10);
+/// The API server needs the CPU.
+const BETWEEN: Between = Between::Sleep(Duration::from_micros(200));
 /// Between two changes: longer than whatever the agent does after one, and not in step with any timer.
 const PAUSE: Duration = Duration::from_millis(37);
+const PATIENCE: Duration = Duration::from_secs(10);
 const READY: Duration = Duration::from_secs(120);
 /// After the first sync, before anything is measured at rest.
 const SETTLE: Duration = Duration::from_secs(5);
@@ -375,7 +374,7 @@ impl Bench {
     /// An agent must run.
     fn latency(&self, kind: Kind, changes: usize) -> Result<Latencies> {
         let (client, server) = self.node.client_and_server()?;
-        let mut probe = Probe::new(client, server)?;
+        let mut probe = Probe::new(client, server, BETWEEN)?;
         probe.expect(true).context("before the first change")?;
         let _precedence = Precedence::take();
         let api = self.cluster.api();
@@ -400,7 +399,7 @@ impl Bench {
             let samples = (0..changes).map(|number| {
                 interrupt::check()?;
                 let allow = number % 2 == 1;
-                probe.pause(!allow)?;
+                probe.pause(!allow, PAUSE)?;
                 let request = kind.patch(client, allow);
                 let start = Instant::now();
                 requests.send(request).context("the writer has ended")?;
@@ -428,78 +427,5 @@ impl Bench {
                 write,
             })
         })
-    }
-}
-
-/// A flow of UDP packets, and what becomes of each.
-struct Probe {
-    sender: UdpSocket,
-    receiver: UdpSocket,
-    sent: u64,
-}
-
-impl Probe {
-    fn new(client: &Pod, server: &Pod) -> Result<Self> {
-        let receiver = server.netns.run(|| Ok(UdpSocket::bind((server.address, 5_300))?))?;
-        let sender = client.netns.run(|| Ok(UdpSocket::bind((client.address, 5_301))?))?;
-        receiver.set_nonblocking(true)?;
-        let address: SocketAddr = receiver.local_addr()?;
-        sender.connect(address)?;
-        // Sleeps end when they should, not 50 µs later.
-        nix::sys::prctl::set_timerslack(1)?;
-        Ok(Self {
-            sender,
-            receiver,
-            sent: 0,
-        })
-    }
-
-    /// Sends one packet; returns when, and whether it had arrived when the next one is due. Delivery between two pods of
-    /// one node is part of sending.
-    fn one(&mut self) -> Result<(Instant, bool)> {
-        self.sent += 1;
-        let mut seen = [0; 8];
-        let at = Instant::now();
-        self.sender.send(&self.sent.to_ne_bytes()).context("sending a probe")?;
-        thread::sleep(PROBE.saturating_sub(at.elapsed()));
-        let mut arrived = false;
-        while let Ok(8) = self.receiver.recv(&mut seen) {
-            arrived |= u64::from_ne_bytes(seen) == self.sent;
-        }
-        Ok((at, arrived))
-    }
-
-    /// Sends until the verdict is certain; returns when the first packet that met it was sent.
-    fn expect(&mut self, allow: bool) -> Result<Instant> {
-        let start = Instant::now();
-        let mut first = None;
-        let mut in_a_row = 0;
-        while start.elapsed() < PATIENCE {
-            let (at, arrived) = self.one()?;
-            if arrived == allow {
-                in_a_row += 1;
-                let first = *first.get_or_insert(at);
-                if in_a_row == CERTAIN {
-                    return Ok(first);
-                }
-            } else {
-                (first, in_a_row) = (None, 0);
-            }
-        }
-        let wanted = if allow { "allowed" } else { "forbidden" };
-        bail!("packets were not {wanted} within {PATIENCE:?}")
-    }
-
-    /// Nothing changes in between.
-    fn pause(&mut self, allow: bool) -> Result<()> {
-        let pause = Instant::now();
-        while pause.elapsed() < PAUSE {
-            let (_, arrived) = self.one()?;
-            ensure!(
-                arrived == allow,
-                "a verdict changed before anything was written, or a packet was lost"
-            );
-        }
-        Ok(())
     }
 }

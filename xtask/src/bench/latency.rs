@@ -6,18 +6,18 @@
 
 use std::{
     fs,
-    net::{SocketAddr, UdpSocket},
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 
 use crate::{
     interrupt, load,
     node::{Node, Pod},
     priority::Precedence,
+    probe::{Between, Probe},
     report::{self, Table},
     world::{self, World},
 };
@@ -87,14 +87,7 @@ impl Load {
 /// The file of the policy that changes.
 const PROBE_POLICY: &str = "probe-policy";
 
-/// Between two probes.
-const PROBE: Duration = Duration::from_micros(100);
-
-/// So many probes in a row with one verdict: what one lost packet cannot pretend.
-const CERTAIN: usize = 5;
-
-/// How long a change may take before the run is given up.
-const PATIENCE: Duration = Duration::from_secs(10);
+const BETWEEN: Between = Between::Look(Duration::from_micros(100));
 
 /// Between two changes: longer than whatever the agent does after a change, and not in step with any timer of its own.
 const PAUSE: Duration = Duration::from_millis(17);
@@ -158,12 +151,12 @@ pub fn run(weir: &Path, quick: bool) -> Result<()> {
         let (client, server) = node.client_and_server()?;
         load.write(&world)?;
         let agent = node.start_agent(weir, &world, &[])?;
-        let mut probe = Probe::new(client, server)?;
+        let mut probe = Probe::new(client, server, BETWEEN)?;
         probe.expect(true).context("before the first change")?;
         let _precedence = Precedence::take();
         for kind in Kind::ALL {
             let samples = (0..changes)
-                .map(|number| probe.change(kind, &world, load, client, number % 2 == 1))
+                .map(|number| change(&mut probe, kind, &world, load, client, number % 2 == 1))
                 .collect::<Result<Vec<f64>>>()
                 .with_context(|| format!("{} with {pods} other pods", kind.name()))?;
             let quantile = |q| report::quantile(&samples, q).unwrap_or(f64::NAN);
@@ -193,81 +186,13 @@ pub fn run(weir: &Path, quick: bool) -> Result<()> {
     Ok(())
 }
 
-/// A flow of UDP packets, and what becomes of each.
-struct Probe {
-    sender: UdpSocket,
-    receiver: UdpSocket,
-    sent: u64,
-}
-
-impl Probe {
-    fn new(client: &Pod, server: &Pod) -> Result<Self> {
-        let receiver = server.netns.run(|| Ok(UdpSocket::bind((server.address, 5_300))?))?;
-        let sender = client.netns.run(|| Ok(UdpSocket::bind((client.address, 5_301))?))?;
-        receiver.set_nonblocking(true)?;
-        let address: SocketAddr = receiver.local_addr()?;
-        sender.connect(address)?;
-        Ok(Self {
-            sender,
-            receiver,
-            sent: 0,
-        })
-    }
-
-    /// Sends one packet; returns when, and whether it had arrived by the time the next one is due.
-    fn one(&mut self) -> Result<(Instant, bool)> {
-        self.sent += 1;
-        let mut seen = [0; 8];
-        let at = Instant::now();
-        self.sender.send(&self.sent.to_ne_bytes()).context("sending a probe")?;
-        loop {
-            if let Ok(8) = self.receiver.recv(&mut seen)
-                && u64::from_ne_bytes(seen) == self.sent
-            {
-                while at.elapsed() < PROBE {}
-                return Ok((at, true));
-            }
-            if at.elapsed() > PROBE {
-                return Ok((at, false));
-            }
-        }
-    }
-
-    /// Sends until the verdict is certain; returns when the first packet that met it was sent.
-    fn expect(&mut self, allow: bool) -> Result<Instant> {
-        let start = Instant::now();
-        let mut first = None;
-        let mut in_a_row = 0;
-        while start.elapsed() < PATIENCE {
-            let (at, arrived) = self.one()?;
-            if arrived == allow {
-                in_a_row += 1;
-                let first = *first.get_or_insert(at);
-                if in_a_row == CERTAIN {
-                    return Ok(first);
-                }
-            } else {
-                (first, in_a_row) = (None, 0);
-            }
-        }
-        let wanted = if allow { "allowed" } else { "forbidden" };
-        bail!("packets were not {wanted} within {PATIENCE:?}")
-    }
-
-    /// Changes one manifest; returns the milliseconds until the verdict changed.
-    fn change(&mut self, kind: Kind, world: &World, load: Load, client: &Pod, allow: bool) -> Result<f64> {
-        interrupt::check()?;
-        let (from, to) = kind.prepare(world, load, client, allow)?;
-        let pause = Instant::now();
-        while pause.elapsed() < PAUSE {
-            let (_, arrived) = self.one()?;
-            if arrived == allow {
-                bail!("a verdict changed before its manifest did, or a packet was lost");
-            }
-        }
-        let start = Instant::now();
-        fs::rename(&from, &to)?;
-        let first = self.expect(allow)?;
-        Ok(first.saturating_duration_since(start).as_secs_f64() * 1e3)
-    }
+/// Changes one manifest; returns the milliseconds until the verdict changed.
+fn change(probe: &mut Probe, kind: Kind, world: &World, load: Load, client: &Pod, allow: bool) -> Result<f64> {
+    interrupt::check()?;
+    let (from, to) = kind.prepare(world, load, client, allow)?;
+    probe.pause(!allow, PAUSE)?;
+    let start = Instant::now();
+    fs::rename(&from, &to)?;
+    let first = probe.expect(allow)?;
+    Ok(first.saturating_duration_since(start).as_secs_f64() * 1e3)
 }

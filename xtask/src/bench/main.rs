@@ -21,6 +21,7 @@ mod load;
 mod node;
 mod packets;
 mod priority;
+mod probe;
 mod report;
 mod world;
 

@@ -3,21 +3,19 @@
 //! What runs the cases is a program of its own (the other files of this directory), built with the `e2e` feature, as for
 //! `cluster`.
 
-use std::{env, fs::File, os::unix::process::CommandExt as _, process::Command};
+use std::{env, fs::File, process::Command};
 
 use anyhow::{Context as _, Result, ensure};
 
 use crate::{
+    build::{self, Profile},
     image, process,
     setup::{self, Verb},
-    workspace,
 };
 
 mod arguments;
 
 pub use arguments::Arguments;
-
-const PROGRAM: &str = "weir-e2e";
 
 /// Makes sure that a tool which makes clusters in Docker can do so, before anything is built for it.
 fn provider(program: &str, instructions: &str) -> Result<()> {
@@ -46,23 +44,12 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         File::open(kubeconfig).with_context(|| format!("reading the kubeconfig {}", kubeconfig.display()))?;
     }
     setup::ensure(Verb::Cluster)?;
-    let mut build = workspace::cargo();
-    build.args([
-        "build",
-        "--locked",
-        "--workspace",
-        "--bin",
-        PROGRAM,
-        "--features",
-        "xtask/e2e",
-    ]);
-    process::run(&mut build)?;
-    let mut program = Command::new(workspace::target_dir()?.join("debug").join(PROGRAM));
+    let mut program = build::program(Profile::Debug, "e2e", &[])?;
     // Who names a kubeconfig has loaded the image.
     if arguments.kubeconfig.is_none() {
         program.arg("--image").arg(image::for_clusters()?);
     }
     // The first two are this program and its verb.
     program.args(env::args_os().skip(2));
-    Err(program.exec()).context("starting the end-to-end tests")
+    process::become_program(&mut program)
 }

@@ -82,6 +82,37 @@ impl Default for Prober {
 }
 
 impl Prober {
+    /// Asks all probes and says which outcomes are not as wanted; a second time before any is believed to be wrong.
+    ///
+    /// # Errors
+    /// As of [`Self::ask`].
+    pub fn wrong(
+        &mut self,
+        hosts: &impl Hosts,
+        servers: &Servers,
+        probes: &[Probe],
+        wanted: &[Verdict],
+    ) -> Result<Vec<String>> {
+        let mut outcomes = self.ask(hosts, servers, probes, Patience::TABLE)?;
+        let pairs = outcomes.iter().zip(wanted);
+        if pairs.into_iter().any(|(outcome, wanted)| outcome.verdict != *wanted) {
+            outcomes = self.ask(hosts, servers, probes, Patience::STUBBORN)?;
+        }
+        let all = probes.iter().zip(&outcomes).zip(wanted);
+        let wrong = all.filter(|((_, outcome), wanted)| outcome.verdict != **wanted);
+        Ok(wrong
+            .map(|((probe, outcome), wanted)| {
+                let Probe {
+                    from,
+                    to,
+                    protocol,
+                    port,
+                } = probe;
+                format!("{from} -> {to} {protocol} {port}: {}, not {wanted}", outcome.verdict)
+            })
+            .collect())
+    }
+
     /// Asks all probes at once and waits for their verdicts, in order.
     ///
     /// # Errors

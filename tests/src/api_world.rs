@@ -3,7 +3,7 @@
 
 use std::{
     fs,
-    net::{Ipv4Addr, TcpListener},
+    net::Ipv4Addr,
     path::Path,
     thread,
     time::{Duration, Instant},
@@ -25,9 +25,9 @@ use crate::{
     cluster::{
         self, Cluster, Options,
         api::{self, Api},
-        forward::Forward,
+        place,
     },
-    lab::{Agent, Lab, netns::NetNs},
+    lab::{Agent, Lab, ip::Batch, netns::NetNs},
     world::{Plan, World},
 };
 
@@ -43,8 +43,6 @@ pub const CRDS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/crds");
 pub struct ApiWorld {
     pub world: World,
     pub cluster: Cluster,
-    // Last: the way to the API server.
-    _forwards: Vec<Forward>,
 }
 
 impl ApiWorld {
@@ -68,12 +66,8 @@ impl ApiWorld {
         let mut plan = plan.clone();
         plan.options.kubeconfig = Some(kubeconfig.clone());
         let world = World::without_agents(&plan)?;
-        let mut made = Self {
-            world,
-            cluster,
-            _forwards: Vec::new(),
-        };
-        made._forwards = admit(&made.cluster, &made.world.lab, &kubeconfig)?;
+        let made = Self { world, cluster };
+        admit(&made.cluster, &made.world.lab, &kubeconfig)?;
         for name in made.world.manifests.names()? {
             // Nodes and namespaces come before what is in them.
             if !name.starts_with("pod-") {
@@ -155,27 +149,38 @@ impl ApiWorld {
 }
 
 /// Gives agents on a lab's nodes a way to an API server and the rights of the chart. `kubeconfig` is written: it leads
-/// from the loopback of every node's namespace to the API server, as the chart's service account, while what is
-/// returned lives.
+/// from every node to the API server, as the chart's service account.
 ///
 /// # Errors
 /// The API server's, and the system's.
-pub fn admit(cluster: &Cluster, lab: &Lab, kubeconfig: &Path) -> Result<Vec<Forward>> {
+pub fn admit(cluster: &Cluster, lab: &Lab, kubeconfig: &Path) -> Result<()> {
     for object in rights()? {
         put(cluster.api(), &object)?;
     }
-    let mut port = 0;
-    let mut forwards = Vec::new();
-    for node in lab.nodes() {
-        let listener = node
-            .netns
-            .run(|| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).context("listen on a node's loopback"))?;
-        port = listener.local_addr().context("the port of a listener")?.port();
-        let control = NetNs::open(Path::new(&cluster.control_network()?.path()))?;
-        forwards.push(Forward::start(listener, control)?);
+    let control = cluster.control_network()?;
+    for (number, node) in lab.nodes().enumerate() {
+        connect(&node.netns, &control, u8::try_from(number)?).context("connect a node to the API server")?;
     }
-    write_kubeconfig(cluster, kubeconfig, port)?;
-    Ok(forwards)
+    write_kubeconfig(cluster, kubeconfig)
+}
+
+/// A link between a node's network and the control plane's; it goes with the node's.
+fn connect(node: &NetNs, control: &NetNs, number: u8) -> Result<()> {
+    let [server, _] = place::control();
+    let (own, theirs) = (Ipv4Addr::new(192, 168, 254, number), format!("lab{number}"));
+    let mut batch = Batch::default();
+    batch.add(format!(
+        "link add api type veth peer name {theirs} netns {}",
+        control.path()
+    ));
+    batch.add(format!("addr add {own} peer {server} dev api"));
+    batch.add("link set api up");
+    batch.run(node)?;
+    let mut batch = Batch::default();
+    batch.add(format!("link set {theirs} up"));
+    batch.add(format!("route add {own} dev {theirs} src {server}"));
+    batch.run(control)?;
+    node.await_links(&["api"])
 }
 
 /// The objects of the chart that give the agent its rights.
@@ -226,7 +231,7 @@ fn status(agent: &Agent) -> Result<StatusReport> {
 }
 
 /// As the chart's service account.
-fn write_kubeconfig(cluster: &Cluster, path: &Path, port: u16) -> Result<()> {
+fn write_kubeconfig(cluster: &Cluster, path: &Path) -> Result<()> {
     let api = cluster.api();
     let body =
         json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {"expirationSeconds": 7200}});
@@ -237,14 +242,12 @@ fn write_kubeconfig(cluster: &Cluster, path: &Path, port: u16) -> Result<()> {
     let token: Value = api
         .block_on(api.client().request(request))
         .context("a token for the agent")?;
-    let text = fs::read_to_string(cluster.kubeconfig()).context("read the administrator's kubeconfig")?;
+    let text = fs::read_to_string(cluster.inner_kubeconfig()).context("read the administrator's kubeconfig")?;
     let admin: Value = serde_saphyr::from_str(&text).context("parse the administrator's kubeconfig")?;
-    let mut server = admin["clusters"][0]["cluster"].clone();
-    server["server"] = json!(format!("https://127.0.0.1:{port}"));
     let config = json!({
         "apiVersion": "v1", "kind": "Config", "current-context": "agent",
         "contexts": [{"name": "agent", "context": {"cluster": "lab", "user": "agent"}}],
-        "clusters": [{"name": "lab", "cluster": server}],
+        "clusters": [{"name": "lab", "cluster": admin["clusters"][0]["cluster"]}],
         "users": [{"name": "agent", "user": {"token": token["status"]["token"]}}],
     });
     fs::write(path, config.to_string()).with_context(|| format!("write {}", path.display()))

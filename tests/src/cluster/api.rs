@@ -40,6 +40,20 @@ impl Api {
         Ok(Self { runtime, client })
     }
 
+    /// The same without a thread of its own: a call does everything on the caller's, which is the only one to be woken when the
+    /// answer comes. For measurements.
+    ///
+    /// # Errors
+    /// If the file cannot be read or understood.
+    pub fn on_the_callers_thread(kubeconfig: &Path) -> Result<Self> {
+        let runtime = Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .context("make the client's run time")?;
+        let client = runtime.block_on(client(kubeconfig))?;
+        Ok(Self { runtime, client })
+    }
+
     /// The same client for asynchronous use, on [`Self::block_on`]'s run time.
     #[must_use]
     pub fn client(&self) -> Client {

@@ -53,6 +53,18 @@ pub enum Fault {
     /// Without the entry there would be nothing.
     #[error("{PLUGIN} is its only plugin, and makes no interfaces")]
     Alone,
+    #[error("it is no UTF-8 text")]
+    Encoding,
+    #[error("it cannot be edited without changing something else")]
+    Edit,
+}
+
+impl Fault {
+    /// No runtime can use such a file, either (libcni's ConfFromBytes and ConfListFromBytes refuse it). Of the others some
+    /// can, only that our entry cannot be put in.
+    pub(super) const fn is_everybodys(&self) -> bool {
+        matches!(self, Self::Json(_) | Self::Shape(_))
+    }
 }
 
 /// Puts our entry at the end of a list, in place of any that is there. None: it is there as it should be.
@@ -110,7 +122,7 @@ pub fn remove(text: &str) -> Result<Option<String>, Fault> {
         ) {
             (Some(before), Some(ours)) => before.end..ours.end,
             (None, Some(ours)) => ours.start..spans.get(index + 1).map_or(ours.end, |next| next.start),
-            _ => return Err(Fault::Shape("its plugins cannot be told apart")),
+            _ => return Err(Fault::Edit),
         };
         edited.replace_range(range, "");
     }
@@ -122,6 +134,24 @@ pub fn remove(text: &str) -> Result<Option<String>, Fault> {
 #[must_use]
 pub fn mentions(text: &[u8]) -> bool {
     text.windows(PLUGIN.len()).any(|window| window == PLUGIN.as_bytes())
+}
+
+/// Whether a runtime may call our plugin for this text: an object somewhere in it is of our type, or it speaks of the
+/// plugin and cannot be read.
+#[must_use]
+pub fn still_names(text: &[u8]) -> bool {
+    fn within(value: &Value) -> bool {
+        is_ours(value)
+            || match value {
+                Value::Array(items) => items.iter().any(within),
+                Value::Object(fields) => fields.values().any(within),
+                _ => false,
+            }
+    }
+    match serde_json::from_slice(text) {
+        Ok(value) => within(&value),
+        Err(_) => mentions(text),
+    }
 }
 
 /// The list that a runtime makes of a single plugin's configuration (libcni's ConfListFromConf), with our entry.
@@ -218,7 +248,7 @@ fn confirm(edited: &str, before: &Map<String, Value>, plugins: &[&Value]) -> Res
     if same && after == before {
         return Ok(());
     }
-    Err(Fault::Shape("it cannot be edited without changing something else"))
+    Err(Fault::Edit)
 }
 
 /// Where the elements of the top-level list `plugins` are in a text that is known to be a JSON object.

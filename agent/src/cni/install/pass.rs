@@ -7,9 +7,10 @@ use std::{
     fs::{self, File},
     io,
     os::unix::fs::MetadataExt,
-    path::{Path, PathBuf},
+    path::{Component, Path, PathBuf},
 };
 
+use serde::de::IgnoredAny;
 use tracing::info;
 
 use super::{
@@ -36,6 +37,8 @@ pub struct Directories {
 pub struct Found {
     /// The configuration that runtimes use, with our entry.
     pub installed: Option<PathBuf>,
+    /// A configuration that comes before that one and that runtimes may well use, but that we cannot edit.
+    pub passed_over: Option<PathBuf>,
     /// Files that cannot be used, and why.
     pub problems: Vec<Problem>,
     /// Files that were written.
@@ -95,7 +98,8 @@ fn stamp(path: &Path) -> io::Result<(u64, u64, u64, i64, i64)> {
 }
 
 /// Puts our entry into the configuration that runtimes use (the first by name that can be used), and takes it out of
-/// all others.
+/// all others. What only we cannot use is passed over like what nobody can, since runtimes differ in what they take;
+/// but it is told, as pods may start by it.
 ///
 /// # Errors
 /// A directory cannot be read or written.
@@ -116,8 +120,17 @@ pub fn install(directories: &Directories, entry: &Entry, binary: &mut Binary) ->
                 break;
             }
             Err(Refused::Gone) => {}
-            Err(Refused::Fault(fault)) => found.problems.push(problem(&path, &fault.to_string())),
-            Err(Refused::Io(error)) => found.problems.push(problem(&path, &error.to_string())),
+            Err(refused) => {
+                let (what, usable) = match &refused {
+                    Refused::Fault(fault) => (fault.to_string(), !fault.is_everybodys()),
+                    Refused::Io(error) => (error.to_string(), true),
+                    Refused::Gone => continue,
+                };
+                found.problems.push(problem(&path, &what));
+                if usable {
+                    found.passed_over.get_or_insert(path);
+                }
+            }
         }
     }
     found.installed = used.as_ref().map(|name| directories.conf.join(name));
@@ -130,7 +143,8 @@ pub fn install(directories: &Directories, entry: &Entry, binary: &mut Binary) ->
 /// Takes our entry out of every configuration, and removes the lists that we have made.
 ///
 /// # Errors
-/// The directory cannot be read or written. What cannot be read is a problem and left alone.
+/// The directory cannot be read or written. What cannot be read is a problem and left alone; so is what still names the
+/// plugin somewhere else than in a list's plugins (Multus copies a whole list into its own configuration).
 pub fn remove_entries(conf: &Path) -> io::Result<(usize, Vec<Problem>)> {
     match fs::metadata(conf) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok((0, Vec::new())),
@@ -139,6 +153,23 @@ pub fn remove_entries(conf: &Path) -> io::Result<(usize, Vec<Problem>)> {
     files::remove_temporary(conf)?;
     let mut problems = Vec::new();
     let written = remove_but(conf, None, &mut problems)?;
+    for name in names(conf)? {
+        let path = conf.join(&name);
+        if read_some(&path).is_some_and(|text| conflist::still_names(&text))
+            && !problems.iter().any(|problem| problem.file.as_ref() == Some(&path))
+        {
+            problems.push(
+                Problem::warning(
+                    format!("it names {PLUGIN} where only its author can take it out"),
+                    format!(
+                        "have it written again (where it is a copy of another configuration: restart what copies it), \
+                         or take the object with \"type\": \"{PLUGIN}\" out by hand"
+                    ),
+                )
+                .in_file(&path, None),
+            );
+        }
+    }
     Ok((written, problems))
 }
 
@@ -208,14 +239,24 @@ impl From<io::Error> for Refused {
 }
 
 fn text(bytes: Vec<u8>) -> Result<String, Fault> {
-    String::from_utf8(bytes).map_err(|error| Fault::Json(error.to_string()))
+    String::from_utf8(bytes).map_err(|error| {
+        match serde_json::from_str::<IgnoredAny>(&String::from_utf8_lossy(error.as_bytes())) {
+            // Go replaces such bytes, and goes on.
+            Ok(_) => Fault::Encoding,
+            Err(_) => Fault::Json(error.to_string()),
+        }
+    })
 }
 
 /// Puts our entry into what a file configures.
 fn edit(path: &Path, entry: &Entry) -> Result<Edited, Refused> {
     let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     if let Some(stem) = name.strip_suffix(".conf").or_else(|| name.strip_suffix(".json")) {
-        let list = conflist::wrap(&text(fs::read(path)?)?, entry)?;
+        let single = fs::read(path).or_else(|error| match error.kind() {
+            io::ErrorKind::NotFound => fs::read(target(path)?),
+            _ => Err(error),
+        });
+        let list = conflist::wrap(&text(single?)?, entry)?;
         let file = format!("{stem}{DERIVED}");
         let derived = path.with_file_name(&file);
         let written = fs::read(&derived).ok().as_deref() != Some(list.as_bytes());
@@ -266,17 +307,27 @@ fn rewrite(path: &Path, edit: impl Fn(&str) -> Result<Option<String>, Fault>) ->
 }
 
 /// The file itself, where a name is a symbolic link: within the same directory, since what is elsewhere may be anything.
+/// In a container nothing else of the node can be seen: a link that leads out of the directory seems to lead nowhere.
 fn target(path: &Path) -> io::Result<PathBuf> {
     if !fs::symlink_metadata(path)?.is_symlink() {
         return Ok(path.to_owned());
     }
-    let target = fs::canonicalize(path)?;
+    let target = match fs::canonicalize(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let link = fs::read_link(path)?;
+            if link.components().eq(link.file_name().map(Component::Normal)) {
+                return Err(error);
+            }
+            link
+        }
+        target => target?,
+    };
     let directory = path.parent().map(fs::canonicalize).transpose()?;
     if target.parent() == directory.as_deref() {
         return Ok(target);
     }
     Err(io::Error::other(format!(
-        "it is a symbolic link to {}, which is in another directory",
+        "it is a symbolic link to {}, which is in another directory or cannot be reached from here",
         target.display()
     )))
 }

@@ -286,6 +286,8 @@ fn our_entry_follows_the_configuration_that_runtimes_use() {
 #[test]
 fn what_cannot_be_used_is_left_alone_and_told() {
     let only_ours = format!(r#"{{"cniVersion":"1.0.0","name":"n","plugins":[{{"type":"{PLUGIN}"}}]}}"#);
+    // Where a runtime may use it all the same, it has to be known that pods start by it.
+    let runtimes_may_use = ["noversion.conflist", "old.conflist", "future.conflist", "ours.conflist"];
     let garbage: [(&str, &str); 13] = [
         ("empty.conflist", ""),
         ("half.conflist", &KIND[..KIND.len() / 2]),
@@ -329,6 +331,12 @@ fn what_cannot_be_used_is_left_alone_and_told() {
             Some(node.directories.conf.join("20-good.conflist")),
             "{name}"
         );
+        let usable = runtimes_may_use.iter().any(|usable| name.ends_with(usable));
+        assert_eq!(
+            found.passed_over,
+            usable.then(|| node.directories.conf.join(&name)),
+            "{name}"
+        );
         assert_eq!(node.read(&name), text);
     }
     // Bytes that are no text, directories with such names, links that lead elsewhere.
@@ -338,20 +346,35 @@ fn what_cannot_be_used_is_left_alone_and_told() {
     let elsewhere = node.directories.bin.with_file_name("elsewhere.conflist");
     fs::write(&elsewhere, KIND).expect("writes");
     std::os::unix::fs::symlink(&elsewhere, node.directories.conf.join("12-link.conflist")).expect("links");
+    let link = node.directories.conf.join("12-link.conflist");
     let found = node.install();
     assert_eq!(
-        (found.installed, found.problems.len()),
-        (None, 2),
+        (found.installed, found.passed_over.as_ref(), found.problems.len()),
+        (None, Some(&link), 2),
         "{:?}",
         found.problems
     );
     assert_eq!(fs::read_to_string(&elsewhere).expect("reads"), KIND);
+    // In the agent's container, where it leads cannot be seen.
+    fs::remove_file(&elsewhere).expect("removes");
+    let found = node.install();
+    assert_eq!(
+        (found.passed_over.as_ref(), found.problems.len()),
+        (Some(&link), 2),
+        "{:?}",
+        found.problems
+    );
+    // A runtime finds nothing behind this one, either.
+    fs::remove_file(&link).expect("removes");
+    std::os::unix::fs::symlink("nothing.conflist", &link).expect("links");
+    let found = node.install();
+    assert_eq!((found.passed_over, found.problems.len()), (None, 1));
     // Within the directory a link is as good as the file, and stays one.
     node.write("99-real.conflist", KIND);
     fs::remove_file(node.directories.conf.join("12-link.conflist")).expect("removes");
     std::os::unix::fs::symlink("99-real.conflist", node.directories.conf.join("12-link.conflist")).expect("links");
     let found = node.install();
-    assert_eq!(found.installed, Some(node.directories.conf.join("12-link.conflist")));
+    assert_eq!((found.installed, found.passed_over), (Some(link), None));
     assert!(node.installed("99-real.conflist"));
     assert!(
         fs::symlink_metadata(node.directories.conf.join("12-link.conflist"))
@@ -373,6 +396,40 @@ fn a_plugin_that_a_file_may_name_still_is_not_removed() {
     assert!(node.directories.bin.join(PLUGIN).exists());
     node.write("10-a.conflist", KIND);
     node.uninstall();
+}
+
+/// As thin Multus makes it: one plugin, with a copy of the list that came first.
+#[test]
+fn a_plugin_that_a_copy_names_still_is_not_removed() {
+    let mut node = Node::new();
+    node.write("10-a.conflist", KIND);
+    node.install();
+    let copy = format!(
+        r#"{{"cniVersion":"0.3.1","name":"multus","type":"multus","delegates":[{}]}}"#,
+        node.read("10-a.conflist")
+    );
+    for name in ["00-multus.conf", "00-multus.json", "00-multus.conflist"] {
+        let path = node.directories.conf.join(name);
+        node.write(name, &copy);
+        let ((), removed) = remove(&node.directories, || ());
+        let removed = removed.expect("removes what it can");
+        assert!(!removed.plugin, "{removed:?}");
+        assert_eq!(
+            removed
+                .problems
+                .iter()
+                .map(|problem| problem.file.as_ref())
+                .collect::<Vec<_>>(),
+            [Some(&path)]
+        );
+        assert!(node.directories.bin.join(PLUGIN).exists());
+        assert_eq!(node.read("10-a.conflist"), KIND, "the others are rid of it");
+        // Its author makes the copy again.
+        node.write(name, &copy.replace(PLUGIN, "tuning"));
+        node.uninstall();
+        fs::remove_file(path).expect("removes");
+        node.install();
+    }
 }
 
 #[test]

@@ -369,13 +369,25 @@ impl Agent {
 
     /// Why pods may start without their policy, if the CNI plugin is to keep them from it.
     fn without_plugin(&self) -> Option<String> {
-        self.options.cni.as_ref()?;
+        // Pods of a plugin that is not wanted and cannot be taken away are enforced all the same.
+        let options = self.options.cni.as_ref().filter(|options| options.install)?;
         match &self.plugin {
             None => Some("the CNI plugin is being installed".to_owned()),
             Some(report) if report.failed => Some(format!(
                 "the CNI plugin is not installed: {}",
                 report.reason.as_deref().unwrap_or("no reason given")
             )),
+            // Something gives pods their interfaces. Before the network's own agent has come up, nothing does.
+            Some(report)
+                if report.installed.is_none()
+                    && self.endpoints.iter().any(|(_, endpoint)| endpoint.interface.is_some()) =>
+            {
+                Some(format!(
+                    "pods have interfaces, but there is no network configuration in {}: this is not the directory that \
+                     the container runtime uses; correct cni.confDir (--cni-conf-dir)",
+                    options.directories.conf.display()
+                ))
+            }
             Some(_) => None,
         }
     }

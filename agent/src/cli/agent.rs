@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 
 use clap::{
-    Args,
+    ArgAction, Args,
     builder::{PossibleValue, PossibleValuesParser, TypedValueParser},
 };
 
@@ -126,6 +126,9 @@ pub struct Agent {
     pub flow_period: Duration,
     #[command(flatten)]
     pub cni: CniDirectories,
+    /// Keep the CNI plugin installed in these directories; false: take away what was installed there before
+    #[arg(long, value_name = "BOOL", requires = "cni_conf_dir", default_value_t = true, action = ArgAction::Set)]
+    pub cni_install: bool,
     /// Pods of these namespaces start even where no agent enforces their policy yet, so that a node can always come up
     /// [default: kube-system; empty: none]
     #[arg(long, value_name = "NAMESPACE,...", value_delimiter = ',', requires = "cni_conf_dir", default_value = plugin::EXEMPT, hide_default_value = true)]
@@ -211,6 +214,7 @@ impl Agent {
             health_addr: self.health_addr,
             cni: self.cni.directories().map(|directories| install::Options {
                 directories,
+                install: self.cni_install,
                 wait: self.cni_wait.min(plugin::MAX_WAIT),
                 exempt_namespaces: self
                     .cni_exempt_namespaces
@@ -306,6 +310,7 @@ mod tests {
             "/c",
             "--cni-bin-dir",
             "/p",
+            "--cni-install=false",
             "--cni-exempt-namespaces",
             "a,b",
             "--cni-wait",
@@ -336,6 +341,7 @@ mod tests {
                         conf: "/c".into(),
                         bin: "/p".into(),
                     },
+                    install: false,
                     wait: Duration::from_secs(3),
                     exempt_namespaces: vec!["a".to_owned(), "b".to_owned()],
                 }),
@@ -401,14 +407,18 @@ mod tests {
         let both = ["--node", "n", "--cni-conf-dir", "/c", "--cni-bin-dir", "/p"];
         let cni = options(&both).expect("both are named");
         assert_eq!(
-            (cni.wait, cni.exempt_namespaces),
-            (plugin::WAIT, vec![plugin::EXEMPT.to_owned()])
+            (cni.install, cni.wait, cni.exempt_namespaces),
+            (true, plugin::WAIT, vec![plugin::EXEMPT.to_owned()])
         );
         let none = options(&[&both[..], &["--cni-exempt-namespaces", ""]].concat()).expect("both are named");
         assert_eq!(none.exempt_namespaces, Vec::<String>::new());
         assert!(parse(&["--cni-conf-dir", "/c"]).is_err());
         assert!(parse(&["--cni-bin-dir", "/p"]).is_err());
         assert!(parse(&["--cni-wait", "3s"]).is_err());
+        assert!(
+            parse(&["--cni-install=false"]).is_err(),
+            "from where is it to be taken away?"
+        );
     }
 
     #[test]

@@ -262,13 +262,13 @@ fn text(report: &StatusReport, out: &mut dyn Write) -> io::Result<()> {
 
 fn plugin(report: &PluginReport, out: &mut dyn Write) -> io::Result<()> {
     match (&report.installed, &report.reason) {
-        (Some(file), _) => writeln!(
+        (Some(file), _) if !report.failed => writeln!(
             out,
             "CNI plugin: {}, chained in {}",
             report.plugin.display(),
             file.display()
         )?,
-        (None, reason) => {
+        (_, reason) => {
             let style = if report.failed { RED } else { YELLOW };
             let reason = reason.as_deref().unwrap_or("no reason given");
             writeln!(out, "CNI plugin: {style}not chained{style:#}: {reason}")?;

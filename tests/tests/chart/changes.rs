@@ -43,10 +43,7 @@ pub fn changes() -> Vec<Change> {
         ),
         change("image.pullPolicy", json!("Always"), "Always"),
         change("imagePullSecrets", json!([{"name": "key"}]), "imagePullSecrets"),
-        Change {
-            shows: None,
-            ..change("cni.install", json!(false), "")
-        },
+        change("cni.install", json!(false), "--cni-install=false"),
         change("cni.confDir", json!("/var/lib/cni/conf"), "/var/lib/cni/conf"),
         change("cni.binDir", json!("/var/lib/cni/bin"), "/var/lib/cni/bin"),
         change("cni.exemptNamespaces", json!(["a", "b"]), "--cni-exempt-namespaces=a,b"),

@@ -40,6 +40,8 @@ const UNDER_WAY: Duration = Duration::from_millis(500);
 #[derive(Clone, Debug, PartialEq)]
 pub struct Options {
     pub directories: Directories,
+    /// False: the plugin is not wanted, and what an agent with other options has installed is taken away.
+    pub install: bool,
     /// How long an ADD waits for an agent.
     pub wait: Duration,
     /// Pods of these namespaces start without an agent.
@@ -65,7 +67,8 @@ pub struct PluginReport {
     /// Why there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// There is a network that pods can start with, and the plugin is not in it: they may start without policy.
+    /// There is a network that pods can start with, and the plugin is not in it: they may start without policy. Where
+    /// it is not wanted: it cannot be taken away.
     #[serde(default)]
     pub failed: bool,
     /// Files that were left alone, and others.
@@ -77,9 +80,14 @@ impl PluginReport {
     /// Before it has been tried once.
     #[must_use]
     pub fn starting(options: &Options) -> Self {
+        let reason = if options.install {
+            "it is being installed"
+        } else {
+            "it is switched off, and being taken away"
+        };
         Self {
             plugin: options.directories.bin.join(PLUGIN),
-            reason: Some("it is being installed".to_owned()),
+            reason: Some(reason.to_owned()),
             ..Self::default()
         }
     }
@@ -91,7 +99,8 @@ pub struct Removed {
     /// Network configurations that no longer name the plugin.
     pub configurations: usize,
     pub plugin: bool,
-    /// What could not be read, and may name the plugin still.
+    /// Configurations that name the plugin still, or may: what could not be read, and what names it elsewhere than in a
+    /// list's plugins. The binary stays then.
     pub problems: Vec<Problem>,
 }
 

@@ -18,7 +18,7 @@ use nix::{
     },
 };
 use tokio::sync::watch;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use super::{
     Options, PluginReport,
@@ -38,7 +38,8 @@ const RETRY: Duration = Duration::from_secs(1);
 /// Somebody who undoes our edits so often within a minute is answered more slowly.
 const QUARREL: usize = 20;
 
-/// The running installer. Stops when dropped, and leaves everything installed.
+/// The running installer. Stops when dropped, and leaves everything as it is then. Where the plugin is not wanted, it
+/// takes it away, and is done when nothing of it is left.
 #[derive(Debug)]
 pub struct Installer {
     stop: Arc<EventFd>,
@@ -55,6 +56,7 @@ impl Installer {
         let stop = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?);
         let (sender, reports) = watch::channel(None);
         let runner = Runner {
+            install: options.install,
             directories: options.directories.clone(),
             entry: options.entry(run_dir),
             inotify: Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?,
@@ -92,6 +94,7 @@ impl Drop for Installer {
 }
 
 struct Runner {
+    install: bool,
     directories: Directories,
     entry: Entry,
     inotify: Inotify,
@@ -106,6 +109,12 @@ struct Runner {
 
 impl Runner {
     fn run(mut self) {
+        while !self.install {
+            match self.take_away() {
+                Some(pause) if !self.wait(pause) => {}
+                _ => return,
+            }
+        }
         loop {
             // Watched before it is looked at: nothing that changes in between is missed. Again each time, since what is
             // watched is an inode, and the directory may be another one by now.
@@ -133,6 +142,54 @@ impl Runner {
         Ok(())
     }
 
+    /// Takes away what was installed when the plugin was wanted. None: nothing is left of it; else, how long until it is
+    /// tried again, if nothing happens.
+    fn take_away(&mut self) -> Option<Duration> {
+        // Only to hear of a change: a directory that is not there has nothing in it.
+        if let Err(error) = self.watch() {
+            debug!(%error, "a directory of the CNI plugin cannot be watched");
+        }
+        let ((), removed) = super::remove(&self.directories, || ());
+        let mut report = PluginReport {
+            plugin: self.directories.bin.join(PLUGIN),
+            ..PluginReport::default()
+        };
+        let mut pause = None;
+        match removed {
+            Ok(removed) if removed.problems.is_empty() => {
+                report.reason = Some("it is switched off".to_owned());
+                if removed.plugin || removed.configurations > 0 {
+                    info!(
+                        configurations = removed.configurations,
+                        "took the CNI plugin away, as it is switched off"
+                    );
+                }
+            }
+            Ok(removed) => {
+                report.failed = true;
+                report.reason = Some("it is switched off, but a network configuration names it still".to_owned());
+                report.problems = removed.problems;
+                pause = Some(NOW_AND_THEN);
+            }
+            Err(error) => {
+                report.failed = true;
+                report.reason = Some(format!("it is switched off, but cannot be taken away: {error}"));
+                pause = Some(RETRY);
+            }
+        }
+        self.reports.send_if_modified(|last| {
+            if last.as_ref() == Some(&report) {
+                return false;
+            }
+            if let Some(reason) = report.reason.as_deref().filter(|_| report.failed) {
+                error!("the CNI plugin stays: {reason}");
+            }
+            *last = Some(report);
+            true
+        });
+        pause
+    }
+
     /// Reports what was found. Given back: how long until the next look, if nothing happens.
     fn conclude(&mut self, looked: io::Result<pass::Found>) -> Duration {
         let mut report = PluginReport {
@@ -148,7 +205,13 @@ impl Runner {
                     return HALF_WRITTEN;
                 }
                 self.doubted = !found.problems.is_empty();
-                if found.installed.is_none() {
+                if let Some(first) = &found.passed_over {
+                    report.failed = true;
+                    report.reason = Some(format!(
+                        "{} comes first, and container runtimes may use it, but it cannot be edited",
+                        first.display()
+                    ));
+                } else if found.installed.is_none() {
                     report.failed = !found.problems.is_empty();
                     report.reason = Some(if report.failed {
                         "no network configuration can be used".to_owned()
@@ -177,8 +240,8 @@ impl Runner {
                 return false;
             }
             match (&report.installed, &report.reason) {
+                (_, Some(reason)) if report.failed => error!("the CNI plugin is not installed: {reason}"),
                 (Some(file), _) => info!(file = %file.display(), "pods are attached by the CNI plugin"),
-                (None, Some(reason)) if report.failed => error!("the CNI plugin is not installed: {reason}"),
                 (None, reason) => warn!(reason, "the CNI plugin waits to be chained"),
             }
             *last = Some(report);

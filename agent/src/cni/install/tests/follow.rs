@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use super::{
     super::{Options, watch::Installer},
-    AWS, KIND, Node, plugins,
+    AWS, Directories, KIND, Node, plugins,
 };
 use crate::cni::PLUGIN;
 
@@ -29,6 +29,7 @@ fn the_installer_follows_what_others_do() {
     let node = Node::new();
     let options = Options {
         directories: node.directories.clone(),
+        install: true,
         wait: Duration::from_secs(10),
         exempt_namespaces: vec!["kube-system".to_owned()],
     };
@@ -89,6 +90,7 @@ fn no_change_of_others_is_lost_while_they_write_all_the_time() {
     let node = Node::new();
     let options = Options {
         directories: node.directories.clone(),
+        install: true,
         wait: Duration::from_secs(10),
         exempt_namespaces: Vec::new(),
     };
@@ -114,4 +116,78 @@ fn no_change_of_others_is_lost_while_they_write_all_the_time() {
     drop(installer);
     node.uninstall();
     assert_eq!(node.read("10-a.conflist"), version(40));
+}
+
+#[test]
+fn what_is_switched_off_is_taken_away() {
+    let mut node = Node::new();
+    node.write("10-a.conflist", KIND);
+    node.install();
+    let copy = node.read("10-a.conflist").replace("\"plugins\"", "\"delegates\"");
+    node.write("00-copy.conf", &copy);
+    let options = Options {
+        directories: node.directories.clone(),
+        install: false,
+        wait: Duration::from_secs(10),
+        exempt_namespaces: Vec::new(),
+    };
+    let installer = Installer::start(&options, Path::new("/run/weir")).expect("starts");
+    let reports = installer.reports();
+    let report = || reports.borrow().clone().unwrap_or_default();
+    until("what names it still is told", || report().failed);
+    let told: Vec<_> = report()
+        .problems
+        .into_iter()
+        .filter_map(|problem| problem.file)
+        .collect();
+    assert_eq!(told, [node.directories.conf.join("00-copy.conf")]);
+    assert_eq!(node.read("10-a.conflist"), KIND);
+    assert!(node.directories.bin.join(PLUGIN).exists());
+    fs::remove_file(node.directories.conf.join("00-copy.conf")).expect("removes");
+    until("nothing of it is left", || !report().failed);
+    assert!(!node.directories.bin.join(PLUGIN).exists());
+    assert_eq!(
+        (report().installed, report().reason.as_deref()),
+        (None, Some("it is switched off"))
+    );
+    // It does not come back.
+    node.write("20-b.conflist", KIND);
+    drop(installer);
+    assert_eq!(node.read("20-b.conflist"), KIND);
+
+    // Neither does a directory that is not there keep it from being done.
+    let directories = Directories {
+        conf: node.directories.conf.join("none"),
+        bin: node.directories.bin.join("none"),
+    };
+    let installer = Installer::start(&Options { directories, ..options }, Path::new("/run/weir")).expect("starts");
+    let reports = installer.reports();
+    until("there is nothing to do", || reports.borrow().is_some());
+    let report = reports.borrow().clone().unwrap_or_default();
+    assert!(!report.failed && report.problems.is_empty(), "{report:?}");
+}
+
+#[test]
+fn what_runtimes_use_and_we_cannot_edit_is_a_failure() {
+    let node = Node::new();
+    node.write("10-old.conflist", &KIND.replace("0.3.1", "0.2.0"));
+    node.write("20-b.conflist", KIND);
+    let options = Options {
+        directories: node.directories.clone(),
+        install: true,
+        wait: Duration::from_secs(10),
+        exempt_namespaces: Vec::new(),
+    };
+    let installer = Installer::start(&options, Path::new("/run/weir")).expect("starts");
+    let reports = installer.reports();
+    let report = || reports.borrow().clone().unwrap_or_default();
+    until("it is told", || report().failed);
+    let reason = report().reason.unwrap_or_default();
+    assert!(reason.contains("10-old.conflist"), "{reason}");
+    // Some runtimes take the next one.
+    assert!(node.installed("20-b.conflist"));
+    fs::remove_file(node.directories.conf.join("10-old.conflist")).expect("removes");
+    until("the one that is left is the first", || {
+        !report().failed && report().installed.is_some()
+    });
 }

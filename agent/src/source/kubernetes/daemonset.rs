@@ -3,7 +3,8 @@
 //! A pod is told to end by the same signal in all of these. What tells them apart is the DaemonSet: gone, or about to go.
 //! It is watched while the agent runs, because permission to ask may be gone as early as the DaemonSet; and it is asked
 //! for at the end, because the watch may be late. Being refused proves nothing; nor does a DaemonSet that was never seen
-//! on this node: its name may be wrong.
+//! on this node: its name may be wrong. When its namespace is deleted, pods may go before the DaemonSet is touched
+//! (KEP-5080, ordered namespace deletion), or the right to ask for it: so the namespace is asked for, too.
 
 use std::{
     fmt, fs,
@@ -68,6 +69,10 @@ impl DaemonSetName {
         format!("/apis/apps/v1/namespaces/{}/daemonsets", escaped(&self.namespace))
     }
 
+    fn namespace(&self) -> String {
+        format!("/api/v1/namespaces/{}", escaped(&self.namespace))
+    }
+
     fn path(&self) -> String {
         format!("{}/{}", self.list(), escaped(&self.name))
     }
@@ -124,6 +129,11 @@ impl Sightings {
             Message::Progress(_) | Message::Failed(_) => {}
         }
     }
+}
+
+/// What the answer for the DaemonSet means beside that for its namespace, in which nothing stays.
+fn in_namespace(asked: Option<State>, namespace: Option<State>) -> Option<State> {
+    namespace.filter(|state| state.is_removed()).or(asked)
 }
 
 /// Whether it is being removed. `seen`: on this node, once. `watched`: what the watch told last. `asked`: what the API
@@ -207,24 +217,26 @@ impl OwnDaemonSet {
     }
 
     async fn ask(&self) -> Option<State> {
-        match self.ask_once().await? {
-            State::Gone => {
+        let path = self.name.path();
+        match self.ask_once(&path).await {
+            Some(State::Gone) => {
                 tokio::time::sleep(AGAIN).await;
                 // Where it was gone a moment ago, not being told is no reason to doubt it.
-                Some(self.ask_once().await.unwrap_or(State::Gone))
+                Some(self.ask_once(&path).await.unwrap_or(State::Gone))
             }
-            state => Some(state),
+            Some(State::Going) => Some(State::Going),
+            asked => in_namespace(asked, self.ask_once(&self.name.namespace()).await),
         }
     }
 
-    async fn ask_once(&self) -> Option<State> {
-        match self.api.get(&self.name.path()).await {
+    async fn ask_once(&self, path: &str) -> Option<State> {
+        match self.api.get(path).await {
             Ok(text) => serde_json::from_slice::<Value>(&text)
                 .ok()
                 .map(|object| State::of(&object)),
             Err(Failure::Missing) => Some(State::Gone),
             Err(failure) => {
-                tracing::warn!(daemonset = %self.name, "cannot be asked for: {failure}");
+                tracing::warn!(path, "cannot be asked for: {failure}");
                 None
             }
         }
@@ -323,6 +335,15 @@ mod tests {
         assert!(!is_removed(true, Unknown, None));
         // Made anew since.
         assert!(!is_removed(true, Gone, Some(There)));
+        // Its namespace goes, and it has not been touched yet, or may not be asked for any more.
+        for asked in [Some(There), None] {
+            for namespace in [Going, Gone] {
+                assert!(is_removed(true, There, in_namespace(asked, Some(namespace))));
+            }
+            for namespace in [Some(There), None] {
+                assert!(!is_removed(true, There, in_namespace(asked, namespace)));
+            }
+        }
         // Never seen: the name may be wrong.
         assert!(!is_removed(false, Gone, Some(Gone)));
     }

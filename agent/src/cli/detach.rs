@@ -59,31 +59,42 @@ struct Report {
 
 impl Detach {
     /// # Errors
-    /// The agent does not end, something cannot be removed.
+    /// The agent does not end; some things cannot be removed, of which all others are.
     pub fn run(self) -> Result<(), CliError> {
         let run_dir = &self.run_dir.run_dir;
         let mut report = Report {
             agent_ended: end_agent(run_dir)?,
             ..Report::default()
         };
-        let detach = || datapath::detach_all(&self.bpffs, run_dir).map_err(anyhow::Error::from);
+        if let Some(pid) = datapath::running_agent(run_dir) {
+            return Err(CliError::Failed {
+                message: datapath::Error::AgentRuns { pid }.to_string(),
+                remedy: Some("something has started it again: end that, then run `weir detach` again".to_owned()),
+            });
+        }
+        let mut failures = Vec::new();
+        let detach = || datapath::detach_all(&self.bpffs, run_dir);
         let (detached, removed) = match self.cni.directories() {
             Some(directories) => install::remove(&directories, detach),
             None => (detach(), Ok(install::Removed::default())),
         };
-        let detached = detached?;
-        let removed = removed?;
+        let detached = detached.unwrap_or_else(|error| {
+            failures.push(error.to_string());
+            datapath::Report::default()
+        });
+        let removed = removed.unwrap_or_else(|error| {
+            failures.push(format!("cannot remove the CNI plugin: {error}"));
+            install::Removed::default()
+        });
         report.configurations = removed.configurations;
         report.plugin = removed.plugin;
         report.interfaces = detached.interfaces;
         report.removed = detached.removed;
         report.left = detached.left;
-        remove_run_dir(run_dir)?;
-        if let Some(problem) = removed.problems.first() {
-            return Err(CliError::Failed {
-                message: format!("the CNI plugin stays, as a network configuration may name it still: {problem}"),
-                remedy: Some("mend the file, then run `weir detach` again".to_owned()),
-            });
+        failures.extend(removed.problems.iter().map(install::stays));
+        // One that has started meanwhile keeps what is its own.
+        if datapath::running_agent(run_dir).is_none() {
+            failures.extend(remove_run_dir(run_dir));
         }
 
         output::print(self.output.output, &report, |out| {
@@ -109,10 +120,18 @@ impl Detach {
             if report.plugin {
                 writeln!(out, "removed the CNI plugin")?;
             }
-            if !report.agent_ended && !report.plugin && report.interfaces.is_empty() && report.removed.is_empty() {
+            let nothing = !report.agent_ended && !report.plugin && report.interfaces.is_empty();
+            if nothing && report.removed.is_empty() && failures.is_empty() {
                 writeln!(out, "nothing was attached")?;
             }
             Ok(())
+        })?;
+        if failures.is_empty() {
+            return Ok(());
+        }
+        Err(CliError::Failed {
+            message: failures.join("\n"),
+            remedy: Some("mend this, then run `weir detach` again".to_owned()),
         })
     }
 }
@@ -147,23 +166,38 @@ fn is_ours(name: &str) -> bool {
     name == SOCKET || name == SEEN || name.starts_with("last-valid.")
 }
 
-/// Removes what the agent kept in its run directory, and the directory if it is empty then.
-pub(crate) fn remove_run_dir(run_dir: &Path) -> io::Result<()> {
-    let entries = match fs::read_dir(run_dir) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        entries => entries?,
-    };
-    store::remove_all(run_dir)?;
-    for entry in entries {
-        let entry = entry?;
-        if entry.file_name().to_str().is_some_and(is_ours) {
-            fs::remove_file(entry.path())?;
+/// Removes what the agent kept in its run directory, and the directory if it is empty then and nothing is mounted there.
+/// Given back: what could not be removed, and why.
+pub(crate) fn remove_run_dir(run_dir: &Path) -> Vec<String> {
+    let mut failures = Vec::new();
+    let mut note = |path: &Path, removed: io::Result<()>| {
+        if let Err(error) = removed
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            failures.push(format!("{}: cannot be removed: {error}", path.display()));
         }
+    };
+    note(run_dir, store::remove_all(run_dir));
+    match fs::read_dir(run_dir) {
+        Ok(entries) => {
+            for path in entries.filter_map(|entry| Some(entry.ok()?.path())) {
+                if path.file_name().and_then(|name| name.to_str()).is_some_and(is_ours) {
+                    note(&path, fs::remove_file(&path));
+                }
+            }
+        }
+        Err(error) => note(run_dir, Err(error)),
     }
     match fs::remove_dir(run_dir) {
-        Err(error) if error.kind() != io::ErrorKind::DirectoryNotEmpty => Err(error),
-        _ => Ok(()),
+        // Somebody else's files; or it is mounted into the agent's pod.
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::ResourceBusy
+            ) => {}
+        removed => note(run_dir, removed),
     }
+    failures
 }
 
 #[cfg(test)]
@@ -180,15 +214,22 @@ mod tests {
         for name in [SOCKET, SEEN, "last-valid.log", "flows.json"] {
             fs::write(run_dir.join(name), "").expect("writes");
         }
-        remove_run_dir(&run_dir).expect("removes");
+        assert_eq!(remove_run_dir(&run_dir), [""; 0]);
         let left: Vec<_> = fs::read_dir(&run_dir)
             .expect("is there")
             .map(|entry| entry.expect("reads").file_name())
             .collect();
         assert_eq!(left, ["flows.json"]);
+        // One that cannot be removed is told, and keeps nothing else.
+        fs::create_dir(run_dir.join("last-valid.log")).expect("makes the directory");
+        fs::write(run_dir.join(SEEN), "").expect("writes");
+        let told = remove_run_dir(&run_dir);
+        assert!(told.len() == 1 && told[0].contains("last-valid.log"), "{told:?}");
+        assert!(!run_dir.join(SEEN).exists());
+        fs::remove_dir(run_dir.join("last-valid.log")).expect("removes");
         fs::remove_file(run_dir.join("flows.json")).expect("removes");
-        remove_run_dir(&run_dir).expect("removes");
+        assert_eq!(remove_run_dir(&run_dir), [""; 0]);
         assert!(!run_dir.exists());
-        remove_run_dir(&run_dir).expect("nothing to do");
+        assert_eq!(remove_run_dir(&run_dir), [""; 0], "nothing to do");
     }
 }

@@ -37,57 +37,89 @@ impl Report {
 /// and the lock in the run directory. Traffic is open from the moment an interface is detached.
 ///
 /// # Errors
-/// [`Error::AgentRuns`] while an agent holds the run directory; it would attach everything again. Else whatever hinders a single
-/// removal, after everything before it was removed: it can be run again.
+/// [`Error::AgentRuns`] while an agent holds the run directory; it would attach everything again. Else whatever hinders single
+/// removals, all of it, after everything else was removed: it can be run again.
 pub fn detach_all(bpffs: &Path, run_dir: &Path) -> Result<Report> {
     environment::check_privileges()?;
-    if let Some(pid) = environment::running_agent(run_dir) {
-        return Err(Error::AgentRuns { pid });
-    }
+    let _closed = environment::Closed::take(run_dir)?;
     let pins = Pins::new(bpffs);
     let mut report = Report::default();
     let links = Links {
         pins: pins.clone(),
         mode: Mode::Tcx,
     };
-    let interfaces: BTreeSet<u32> = links.attached()?;
+    let mut failures = Vec::new();
+    let interfaces: BTreeSet<u32> = links.attached().unwrap_or_else(|error| {
+        failures.push(error);
+        // Those of links and qdiscs, which the pins name: more cannot be found out.
+        let pinned = pins.link_pins().into_iter().flatten().map(|link| link.ifindex);
+        pinned.chain(pins.qdisc_marks().into_iter().flatten()).collect()
+    });
     for ifindex in interfaces {
-        links.detach(ifindex)?;
-        report
-            .interfaces
-            .push(sys::interface_name(ifindex).unwrap_or_else(|| format!("index {ifindex} (gone)")));
+        match links.detach(ifindex) {
+            Ok(_) => report
+                .interfaces
+                .push(sys::interface_name(ifindex).unwrap_or_else(|| format!("index {ifindex} (gone)"))),
+            Err(error) => failures.push(error),
+        }
     }
     if bpffs.exists() {
         // Not before: where there is nothing, nothing needs a BPF file system.
-        environment::check_bpffs(bpffs)?;
-        remove_directories(&pins, &mut report)?;
+        match environment::check_bpffs(bpffs) {
+            Ok(()) => remove_directories(&pins, &mut report, &mut failures),
+            Err(error) => failures.push(error),
+        }
     }
-    pins::remove_file(&environment::lock_path(run_dir))?;
-    Ok(report)
+    if failures.is_empty()
+        && let Err(error) = pins::remove_file(&environment::lock_path(run_dir))
+    {
+        failures.push(error);
+    }
+    match failures.len() {
+        0 => Ok(report),
+        1 => Err(failures.remove(0)),
+        _ => Err(Error::Several(failures)),
+    }
 }
 
-fn remove_directories(pins: &Pins, report: &mut Report) -> Result<()> {
-    let found = pins.scan()?;
-    for numbered in found.generations.into_iter().chain(found.states) {
-        pins::remove_pins(&numbered.path)?;
-        report.removed.push(numbered.path);
+fn remove_directories(pins: &Pins, report: &mut Report, failures: &mut Vec<Error>) {
+    match pins.scan() {
+        Ok(found) => {
+            for numbered in found.generations.into_iter().chain(found.states) {
+                match pins::remove_pins(&numbered.path) {
+                    Ok(()) => report.removed.push(numbered.path),
+                    Err(error) => failures.push(error),
+                }
+            }
+            report.left.extend(found.unknown);
+        }
+        Err(error) => failures.push(error),
     }
-    for ifindex in pins.qdisc_marks()? {
-        pins::remove_empty(&pins.qdisc(ifindex))?;
+    // Of an interface that is still attached they are needed to try again.
+    if failures.is_empty() {
+        match pins.qdisc_marks() {
+            Ok(marks) => {
+                let removed = marks
+                    .into_iter()
+                    .map(|ifindex| pins::remove_empty(&pins.qdisc(ifindex)));
+                failures.extend(removed.filter_map(Result::err));
+            }
+            Err(error) => failures.push(error),
+        }
     }
     for dir in [pins.links(), pins.qdiscs()] {
         if !dir.exists() {
             continue;
         }
-        if pins::remove_empty(&dir)? {
-            report.removed.push(dir);
-        } else {
-            report.left.push(dir);
+        match pins::remove_empty(&dir) {
+            Ok(true) => report.removed.push(dir),
+            Ok(false) => report.left.push(dir),
+            Err(error) => failures.push(error),
         }
     }
-    report.left.extend(found.unknown);
-    if pins::remove_empty(&pins.root)? {
-        report.removed.push(pins.root.clone());
+    match pins::remove_empty(&pins.root) {
+        Ok(true) => report.removed.push(pins.root.clone()),
+        Ok(false) => {}
+        Err(error) => failures.push(error),
     }
-    Ok(())
 }

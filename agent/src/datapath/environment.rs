@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File, TryLockError},
-    io::{Read, Seek, Write},
+    io::{self, Read, Seek, Write},
     path::{Path, PathBuf},
 };
 
@@ -162,6 +162,38 @@ pub fn running_agent(run_dir: &Path) -> Option<Option<u32>> {
     }
 }
 
+/// Keeps agents from starting with a run directory; several may do so at once.
+#[derive(Debug)]
+pub(super) struct Closed(File);
+
+impl Drop for Closed {
+    /// By word, as [`Locks`] do. What fails here is done by closing.
+    fn drop(&mut self) {
+        let _ = self.0.unlock();
+    }
+}
+
+impl Closed {
+    /// None: no agent has ever run with this directory.
+    ///
+    /// # Errors
+    /// [`Error::AgentRuns`]; the file system's.
+    pub(super) fn take(run_dir: &Path) -> Result<Option<Self>> {
+        let path = run_dir.join(LOCK);
+        let mut file = match File::open(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            file => file.map_err(Error::path(&path, "open the lock"))?,
+        };
+        match file.try_lock_shared() {
+            Ok(()) => Ok(Some(Self(file))),
+            Err(TryLockError::WouldBlock) => Err(Error::AgentRuns {
+                pid: read_pid(&mut file),
+            }),
+            Err(TryLockError::Error(error)) => Err(Error::path(&path, "lock the file")(error)),
+        }
+    }
+}
+
 /// Where the lock of a run directory lies.
 pub(super) fn lock_path(run_dir: &Path) -> PathBuf {
     run_dir.join(LOCK)
@@ -218,8 +250,14 @@ mod tests {
             .to_string();
         assert!(error.contains("--bpffs"), "{error}");
         assert_eq!(running_agent(run_dir.path()), Some(Some(std::process::id())));
+        assert!(matches!(Closed::take(run_dir.path()), Err(Error::AgentRuns { .. })));
         drop(locks);
         assert_eq!(running_agent(run_dir.path()), None);
+        let closed = Closed::take(run_dir.path()).expect("no agent runs");
+        assert!(closed.is_some());
+        assert_eq!(running_agent(run_dir.path()), None, "it is no agent");
+        Locks::take(run_dir.path(), one.path()).expect_err("no agent starts");
+        drop(closed);
         Locks::take(run_dir.path(), one.path()).expect("free again");
     }
 }

@@ -82,6 +82,14 @@ pub enum Error {
 
     #[error("the agent{} still runs; stop it before detaching", holder(*pid))]
     AgentRuns { pid: Option<u32> },
+
+    #[error("{}", list(.0))]
+    Several(Vec<Error>),
+}
+
+fn list(errors: &[Error]) -> String {
+    let texts: Vec<String> = errors.iter().map(ToString::to_string).collect();
+    texts.join("; ")
 }
 
 fn holder(pid: Option<u32>) -> String {

@@ -104,6 +104,12 @@ pub struct Removed {
     pub problems: Vec<Problem>,
 }
 
+/// Why the binary was not removed.
+#[must_use]
+pub fn stays(problem: &Problem) -> String {
+    format!("the CNI plugin stays, as a network configuration names it still, or may: {problem}")
+}
+
 /// Takes the plugin away: its entry first, so that no pod fails for want of it; then, while those that are starting
 /// finish, what `meanwhile` does; then the binary. Again after a failure does what is left to do.
 ///

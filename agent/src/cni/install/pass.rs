@@ -348,8 +348,13 @@ fn remove_but(conf: &Path, kept: Option<(u64, u64)>, problems: &mut Vec<Problem>
             continue;
         }
         if name.ends_with(DERIVED) {
-            written += usize::from(files::remove(&path)?);
-            info!(file = %path.display(), "removed the list that chained the CNI plugin");
+            match files::remove(&path) {
+                Ok(removed) => {
+                    written += usize::from(removed);
+                    info!(file = %path.display(), "removed the list that chained the CNI plugin");
+                }
+                Err(error) => problems.push(problem(&path, &error.to_string())),
+            }
             continue;
         }
         if !name.ends_with(".conflist") {

@@ -6,11 +6,13 @@
 use std::{
     collections::BTreeSet,
     path::PathBuf,
+    pin::pin,
     time::{Duration, Instant},
 };
 
 use anyhow::Context as _;
 use clap::Args;
+use futures_util::StreamExt as _;
 use k8s_openapi::{
     api::{
         apps::v1::DaemonSet,
@@ -19,8 +21,8 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::LabelSelector,
 };
 use kube::{
-    Api, Client, Config, ResourceExt as _,
-    api::{DeleteParams, ListParams, Preconditions, PropagationPolicy},
+    Api, Client, Config, ResourceExt,
+    api::{DeleteParams, ListParams, Preconditions, PropagationPolicy, WatchEvent, WatchParams},
     config::{KubeConfigOptions, Kubeconfig},
 };
 use serde::Serialize;
@@ -58,17 +60,68 @@ pub struct Uninstall {
 struct Report {
     /// The DaemonSet was there, and was deleted.
     deleted: bool,
-    /// Nodes whose agent has ended.
+    /// Nodes whose agent has ended, and so has taken everything away.
     ended: BTreeSet<String>,
     /// Nodes whose agent did not run when it was told to go: what an earlier one left may still be there.
     not_running: BTreeSet<String>,
+    /// Nodes whose agent has ended with an error, or was killed before it had taken everything away.
+    failed: BTreeSet<String>,
     /// Nodes whose agent has not ended in time.
     remaining: BTreeSet<String>,
 }
 
+impl Report {
+    /// What was not done, if anything.
+    fn failure(&self, timeout: Duration) -> Option<CliError> {
+        let mut messages = Vec::new();
+        if !self.not_running.is_empty() {
+            messages.push(format!(
+                "no agent was running on {}: what it had put there before is still there",
+                list(&self.not_running)
+            ));
+        }
+        if !self.failed.is_empty() {
+            messages.push(format!(
+                "the agent could not take everything away from {}",
+                list(&self.failed)
+            ));
+        }
+        if !self.remaining.is_empty() {
+            messages.push(format!(
+                "after {}, the agent has not ended on {}",
+                humantime::format_duration(timeout),
+                list(&self.remaining)
+            ));
+        }
+        if messages.is_empty() {
+            return None;
+        }
+        Some(CliError::Failed {
+            message: messages.join("; "),
+            remedy: Some(
+                "while a node has the CNI plugin and no agent, its pods do not start: run `weir detach --cni-conf-dir DIR \
+                 --cni-bin-dir DIR` on these nodes, then uninstall again; where a node is down or gone for good, \
+                 `helm uninstall --no-hooks` does not ask for it (if it comes back, install and uninstall Weir once more)"
+                    .to_owned(),
+            ),
+        })
+    }
+
+    /// Learns from an agent's pod how it has ended, if it has.
+    fn take(&mut self, pod: &Pod) {
+        let told_to_go = pod.metadata.deletion_timestamp.is_some();
+        if told_to_go
+            && exit_codes(pod.status.as_ref()).any(|code| code != 0)
+            && let Some(node) = node(pod)
+        {
+            self.failed.insert(node);
+        }
+    }
+}
+
 impl Uninstall {
     /// # Errors
-    /// The API server cannot be asked, or some agent does not end in time.
+    /// The API server cannot be asked; some node was not cleaned, or it is not known to be.
     pub fn run(self) -> Result<(), CliError> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let report = runtime.block_on(self.uninstall())?;
@@ -79,29 +132,9 @@ impl Uninstall {
             } else {
                 writeln!(out, "there is no DaemonSet {name} (any more)")?;
             }
-            writeln!(out, "agents ended on {} nodes", report.ended.len())
+            writeln!(out, "agents took everything away from {} nodes", report.ended.len())
         })?;
-        if !report.not_running.is_empty() {
-            eprintln!(
-                "weir: no agent was running on {}: run `weir detach` there, or restart these nodes",
-                list(&report.not_running)
-            );
-        }
-        if report.remaining.is_empty() {
-            return Ok(());
-        }
-        Err(CliError::Failed {
-            message: format!(
-                "after {}, the agent has not ended on {}",
-                humantime::format_duration(self.timeout),
-                list(&report.remaining)
-            ),
-            remedy: Some(
-                "a node that was down still has the CNI plugin when it comes back, and its pods wait for an agent: install \
-                 and uninstall Weir once more then. Where the node is up, look at the agent's log, and run `weir detach`"
-                    .to_owned(),
-            ),
-        })
+        report.failure(self.timeout).map_or(Ok(()), Err)
     }
 
     async fn uninstall(&self) -> anyhow::Result<Report> {
@@ -119,13 +152,9 @@ impl Uninstall {
             deleted: set.is_some(),
             ..Report::default()
         };
-        for pod in &before.items {
-            if let Some(node) = node(pod)
-                && !is_running(pod.status.as_ref())
-            {
-                report.not_running.insert(node);
-            }
-        }
+        let all: BTreeSet<String> = before.items.iter().filter_map(node).collect();
+        // Of an evicted pod and the one that came after it, one is enough.
+        let running: BTreeSet<String> = before.items.iter().filter(|pod| hears(pod)).filter_map(node).collect();
         if let Some(set) = set {
             // This very DaemonSet, not one of the same name that somebody has just created.
             let delete = DeleteParams {
@@ -145,17 +174,23 @@ impl Uninstall {
             .await?;
         }
 
-        let all: BTreeSet<String> = before.items.iter().filter_map(node).collect();
         loop {
             let left = patiently(deadline, "listing the agents' pods", || pods.list(&agents)).await?;
+            left.items.iter().for_each(|pod| report.take(pod));
             report.remaining = left.items.iter().filter_map(node).collect();
             // A pod that has no node yet has done nothing, but may still get one.
             if left.items.is_empty() || Instant::now() >= deadline {
                 break;
             }
+            let version = left.metadata.resource_version.unwrap_or_default();
+            let names = left.items.iter().map(ResourceExt::name_any).collect();
+            watch(&pods, &selector, &version, names, deadline, &mut report).await;
             tokio::time::sleep(INTERVAL).await;
         }
-        report.ended = all.difference(&report.remaining).cloned().collect();
+        let difference = |a: &BTreeSet<String>, b: &BTreeSet<String>| a.difference(b).cloned().collect::<BTreeSet<_>>();
+        report.not_running = difference(&difference(&all, &running), &report.remaining);
+        report.failed = difference(&difference(&report.failed, &report.not_running), &report.remaining);
+        report.ended = difference(&difference(&running, &report.failed), &report.remaining);
         Ok(report)
     }
 
@@ -218,14 +253,72 @@ fn node(pod: &Pod) -> Option<String> {
     pod.spec.as_ref()?.node_name.clone()
 }
 
-/// Whether the agent in a pod runs, and so hears that it is to go.
-fn is_running(status: Option<&PodStatus>) -> bool {
+/// Whether the agent in a pod hears that it is to go; or has heard, and done so.
+fn hears(pod: &Pod) -> bool {
+    let status = pod.status.as_ref();
     let containers = status.and_then(|status| status.container_statuses.as_ref());
+    let told_to_go = pod.metadata.deletion_timestamp.is_some();
     containers.is_some_and(|containers| {
-        containers
-            .iter()
-            .all(|container| container.state.as_ref().is_some_and(|state| state.running.is_some()))
+        containers.iter().all(|container| {
+            container.state.as_ref().is_some_and(|state| {
+                let done = state.terminated.as_ref().is_some_and(|ended| ended.exit_code == 0);
+                state.running.is_some() || (told_to_go && done)
+            })
+        })
     })
+}
+
+/// Exit codes of the containers that have ended.
+fn exit_codes(status: Option<&PodStatus>) -> impl Iterator<Item = i32> {
+    let containers = status.and_then(|status| status.container_statuses.as_ref());
+    containers
+        .into_iter()
+        .flatten()
+        .filter_map(|container| Some(container.state.as_ref()?.terminated.as_ref()?.exit_code))
+}
+
+/// Follows the agents' pods until all are gone, it is too late, or the API server says no more: the kubelet writes how an
+/// agent has ended and deletes its pod in one go, which looking at lists would miss.
+async fn watch(
+    pods: &Api<Pod>,
+    selector: &str,
+    version: &str,
+    mut names: BTreeSet<String>,
+    deadline: Instant,
+    report: &mut Report,
+) {
+    // The longest that the API server is asked for; the list that follows finds out how it stands.
+    let longest = Duration::from_secs(290);
+    let left = deadline.saturating_duration_since(Instant::now()).min(longest);
+    let params = WatchParams::default()
+        .labels(selector)
+        .timeout(left.as_secs().max(1) as u32);
+    let followed = tokio::time::timeout(left, async {
+        // Refused or broken: lists alone, then.
+        let Ok(events) = pods.watch(&params, version).await else {
+            return;
+        };
+        let mut events = pin!(events);
+        while let Some(Ok(event)) = events.next().await {
+            match event {
+                WatchEvent::Added(pod) | WatchEvent::Modified(pod) => {
+                    report.take(&pod);
+                    names.insert(pod.name_any());
+                }
+                WatchEvent::Deleted(pod) => {
+                    report.take(&pod);
+                    names.remove(&pod.name_any());
+                    if names.is_empty() {
+                        return;
+                    }
+                }
+                WatchEvent::Bookmark(_) => {}
+                WatchEvent::Error(_) => return,
+            }
+        }
+    });
+    // Too late: the caller sees it by the clock.
+    let _ = followed.await;
 }
 
 fn list(nodes: &BTreeSet<String>) -> String {

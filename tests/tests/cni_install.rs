@@ -281,6 +281,51 @@ fn detach_takes_the_plugin_away_without_an_agent() -> Result<()> {
     })
 }
 
+/// `helm upgrade --set cni.install=false`: nothing of the plugin is left that would stop pods once Weir is gone.
+#[test]
+fn switched_off_it_is_taken_away_and_pods_stay_enforced() -> Result<()> {
+    let node = Node::new()?;
+    let before = node.write(&json!({"type": "ptp"}))?;
+    world(&node)?.check(|world| {
+        ensure!(node.is_chained(), "not chained");
+        let agent = world.agent(NODE)?;
+        agent.terminate()?;
+        ensure!(node.is_chained(), "an agent that ends has taken it away");
+        agent.options().arguments.push("--cni-install=false".to_owned());
+        agent.spawn()?;
+        agent.wait(ENFORCED)?;
+        let deadline = Instant::now() + ENFORCED;
+        while let Err(error) = node.is_as_before(&before) {
+            ensure!(Instant::now() < deadline, "{error:#}");
+            thread::sleep(Duration::from_millis(20));
+        }
+        let report = world
+            .status(NODE)?
+            .cni
+            .context("the status says nothing of the plugin")?;
+        ensure!(
+            !report.failed && report.installed.is_none() && report.problems.is_empty(),
+            "{report:?}"
+        );
+        let endpoints = world.status(NODE)?.endpoints;
+        let enforced = endpoints
+            .iter()
+            .filter(|endpoint| endpoint.state == EndpointState::Enforced);
+        ensure!(enforced.count() == 2, "{endpoints:?}");
+
+        // And on again.
+        let agent = world.agent(NODE)?;
+        agent.terminate()?;
+        agent.options().arguments.pop();
+        agent.spawn()?;
+        agent.wait(ENFORCED)?;
+        ensure!(node.is_chained(), "not chained again");
+        agent.detach()?;
+        agent.await_end()?;
+        node.is_as_before(&before)
+    })
+}
+
 #[test]
 fn what_cannot_be_read_is_told_and_left_alone() -> Result<()> {
     let node = Node::new()?;

@@ -75,11 +75,8 @@ pub fn detach_all(bpffs: &Path, run_dir: &Path) -> Result<Report> {
     {
         failures.push(error);
     }
-    match failures.len() {
-        0 => Ok(report),
-        1 => Err(failures.remove(0)),
-        _ => Err(Error::Several(failures)),
-    }
+    Error::all(failures)?;
+    Ok(report)
 }
 
 fn remove_directories(pins: &Pins, report: &mut Report, failures: &mut Vec<Error>) {

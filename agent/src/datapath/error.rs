@@ -87,6 +87,17 @@ pub enum Error {
     Several(Vec<Error>),
 }
 
+impl Error {
+    /// One error for all that went wrong.
+    pub(super) fn all(mut errors: Vec<Self>) -> Result<()> {
+        match errors.len() {
+            0 => Ok(()),
+            1 => Err(errors.remove(0)),
+            _ => Err(Self::Several(errors)),
+        }
+    }
+}
+
 fn list(errors: &[Error]) -> String {
     let texts: Vec<String> = errors.iter().map(ToString::to_string).collect();
     texts.join("; ")

@@ -98,12 +98,19 @@ impl Links {
     }
 
     /// Takes ours off both hooks of an interface, whatever the mode; also of one that is gone. True: there was something.
+    /// What fails does not keep the rest.
     pub(super) fn detach(&self, ifindex: u32) -> Result<bool> {
         let mut found = false;
+        let mut failures = Vec::new();
         for direction in DIRECTIONS {
-            found |= self.detach_tcx(ifindex, direction)?;
-            found |= self.detach_tc(ifindex, direction)?;
+            for detached in [self.detach_tcx(ifindex, direction), self.detach_tc(ifindex, direction)] {
+                match detached {
+                    Ok(there) => found |= there,
+                    Err(error) => failures.push(error),
+                }
+            }
         }
+        Error::all(failures)?;
         Ok(found)
     }
 

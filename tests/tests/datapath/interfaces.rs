@@ -2,7 +2,7 @@
 
 use std::{fs, net::IpAddr, process::Command};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use weir::datapath::{AttachMode, Datapath};
 use weir_tests::lab::PodPlan;
 
@@ -129,5 +129,37 @@ fn pods_that_are_gone_are_detached_by_the_first_sync_only() -> Result<()> {
     drop(datapath);
     let report = machine.detach()?;
     ensure!(report.left == [machine.bpffs().join("notours")], "{report:?}");
+    Ok(())
+}
+
+#[test]
+fn what_cannot_be_detached_keeps_nothing_else_and_all_of_it_is_told() -> Result<()> {
+    let machine = Machine::new()?;
+    let wire = machine.wire()?;
+    let (mut datapath, _) = machine.start(AttachMode::Auto)?;
+    let id = datapath.allocate_id()?;
+    machine.enforce(&mut datapath, id, false)?;
+    machine.finish(&mut datapath)?;
+    drop(datapath);
+    ensure!(wire.is_cut()?);
+    // In the place of pins of an interface that comes first, what is none.
+    let broken = ["1-from", "1-to"].map(|name| machine.bpffs().join("links").join(name));
+    for path in &broken {
+        fs::create_dir(path)?;
+    }
+    let error = machine.detach().err().context("it says that all is done")?.to_string();
+    for path in &broken {
+        ensure!(error.contains(&path.display().to_string()), "{error}");
+    }
+    ensure!(
+        machine.is_bare()? && wire.passes()?,
+        "another interface was not detached"
+    );
+    // Mended, it is done again.
+    for path in &broken {
+        fs::remove_dir(path)?;
+    }
+    machine.detach()?;
+    ensure!(!machine.bpffs().exists(), "pins are left");
     Ok(())
 }

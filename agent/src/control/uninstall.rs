@@ -21,7 +21,7 @@ use crate::{
 
 /// After the first failure, and twice as long after each further one, up to the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
-const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// What an agent that has stopped leaves on its node.
 struct Traces {

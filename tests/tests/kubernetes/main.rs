@@ -2,6 +2,7 @@
 
 mod churn;
 mod pods;
+mod removal;
 
 use std::{
     fs,

@@ -1,0 +1,136 @@
+//! Agents whose DaemonSet goes: they take everything away, and do not end before they have.
+
+use std::{fs, path::Path, thread, time::Duration};
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+use weir_tests::{
+    api_world::{ApiWorld, PATIENCE, rights},
+    lab::cni::PLUGIN,
+    world::{Plan, only_from},
+};
+
+use super::{BOTH, NODE, ONLY_A, expect, plan, signal};
+
+/// An agent with these arguments that enforces a policy and has seen its DaemonSet in `namespace`.
+fn installed(namespace: &str, arguments: &[String]) -> Result<ApiWorld> {
+    let mut plan: Plan = plan();
+    plan.options.arguments = [&[format!("--daemonset={namespace}/weir")], arguments].concat();
+    let mut world = ApiWorld::without_agents(&plan)?;
+    let labels = json!({"app.kubernetes.io/name": "weir"});
+    world.put(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}}))?;
+    for mut object in rights()? {
+        // What the agent may ask for where its DaemonSet is.
+        if matches!(object["kind"].as_str(), Some("Role" | "RoleBinding")) {
+            object["metadata"]["namespace"] = namespace.into();
+            world.put(&object)?;
+        }
+    }
+    world.put(&json!({
+        "apiVersion": "apps/v1",
+        "kind": "DaemonSet",
+        "metadata": {"name": "weir", "namespace": namespace},
+        "spec": {
+            "selector": {"matchLabels": labels},
+            "template": {
+                "metadata": {"labels": labels},
+                "spec": {
+                    // The agent of the lab is there already.
+                    "nodeSelector": {"no": "node"},
+                    "containers": [{"name": "weir", "image": "localhost/weir:test"}],
+                },
+            },
+        },
+    }))?;
+    world.apply(&only_from("a"))?;
+    world.world.start_agents()?;
+    expect(&mut world, ONLY_A)?;
+    let seen = world.world.agent(NODE)?.run_dir().join("daemonset");
+    world.until("the agent has seen its DaemonSet", |_| {
+        Ok(fs::read_to_string(&seen).is_ok_and(|text| text == format!("{namespace}/weir")))
+    })?;
+    Ok(world)
+}
+
+/// Nothing of the agent is left, and nobody enforces.
+fn is_gone(world: &mut ApiWorld) -> Result<()> {
+    let agent = world.world.agent(NODE)?;
+    for path in [agent.bpffs().to_owned(), agent.run_dir().to_owned()] {
+        ensure!(!path.exists(), "{} is left", path.display());
+    }
+    expect(world, BOTH)
+}
+
+#[test]
+fn an_agent_that_cannot_take_everything_away_does_not_end_before_it_can() -> Result<()> {
+    const LIST: &str = r#"{"cniVersion": "1.0.0", "name": "lab", "plugins": [{"type": "ptp"}]}"#;
+    let node = tempfile::tempdir()?;
+    let [conf, bin] = ["net.d", "bin"].map(|name| node.path().join(name));
+    fs::create_dir(&conf)?;
+    fs::create_dir(&bin)?;
+    let list = conf.join("10-lab.conflist");
+    fs::write(&list, LIST)?;
+    let argument = |name: &str, path: &Path| format!("--{name}={}", path.display());
+    let arguments = [argument("cni-conf-dir", &conf), argument("cni-bin-dir", &bin)];
+    installed("kube-system", &arguments)?.check(|world| {
+        ensure!(fs::read_to_string(&list)?.contains(PLUGIN), "not chained");
+        // As Multus copies what comes first.
+        let copy = conf.join("99-copy.conf");
+        let text = json!({
+            "cniVersion": "1.0.0", "name": "copy", "type": "multus",
+            "delegates": [{"name": "lab", "plugins": [{"type": "ptp"}, {"type": PLUGIN}]}],
+        });
+        fs::write(&copy, text.to_string())?;
+        let set = "/apis/apps/v1/namespaces/kube-system/daemonsets/weir";
+        world.cluster.api().delete(set)?;
+        world.cluster.api().wait(set, PATIENCE, |set| set.is_none())?;
+        let pid = world.world.agent(NODE)?.pid().context("it does not run")?;
+        signal(pid, Signal::SIGTERM)?;
+        world.until("its entry is gone", |_| Ok(fs::read_to_string(&list)? == LIST))?;
+        let pins = world.world.agent(NODE)?.bpffs().to_owned();
+        world.until("its pins are gone", |_| Ok(!pins.exists()))?;
+        // Several attempts later: a process that has ended has no program any more.
+        thread::sleep(Duration::from_secs(2));
+        ensure!(
+            fs::read_link(format!("/proc/{pid}/exe")).is_ok(),
+            "it has ended although the plugin is there"
+        );
+        ensure!(
+            bin.join(PLUGIN).exists(),
+            "a configuration names what is no longer there"
+        );
+        fs::remove_file(&copy)?;
+        let status = world.world.agent(NODE)?.await_end()?;
+        ensure!(status.success(), "{status}");
+        ensure!(!bin.join(PLUGIN).exists(), "the plugin is left");
+        is_gone(world)
+    })
+}
+
+#[test]
+fn a_namespace_that_goes_takes_its_agents_along() -> Result<()> {
+    const NAMESPACE: &str = "/api/v1/namespaces/weir-own";
+    let going =
+        |object: Option<&Value>| object.is_some_and(|object| !object["metadata"]["deletionTimestamp"].is_null());
+    installed("weir-own", &[])?.check(|world| {
+        // Pods go first, and the rest when there are none any more: this one stays.
+        world.put(&json!({
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"name": "stays", "namespace": "weir-own", "finalizers": ["weir.test/stays"]},
+            "spec": {"nodeSelector": {"no": "node"}, "containers": [{"name": "main", "image": "none"}]},
+        }))?;
+        let api = world.cluster.api();
+        api.delete(NAMESPACE)?;
+        api.wait(&format!("{NAMESPACE}/pods/stays"), PATIENCE, going)?;
+        let set = api.get("/apis/apps/v1/namespaces/weir-own/daemonsets/weir")?;
+        ensure!(
+            set.is_some() && !going(set.as_ref()),
+            "the DaemonSet itself tells that it goes, so this proves nothing: {set:?}"
+        );
+        let status = world.world.agent(NODE)?.terminate()?;
+        ensure!(status.success(), "{status}");
+        is_gone(world)
+    })
+}

@@ -68,6 +68,9 @@ struct Report {
     failed: BTreeSet<String>,
     /// Nodes whose agent has not ended in time.
     remaining: BTreeSet<String>,
+    /// Pods whose agent did not run: how they end says nothing.
+    #[serde(skip)]
+    deaf: BTreeSet<String>,
 }
 
 impl Report {
@@ -111,6 +114,7 @@ impl Report {
     fn take(&mut self, pod: &Pod) {
         let told_to_go = pod.metadata.deletion_timestamp.is_some();
         if told_to_go
+            && !self.deaf.contains(&pod.name_any())
             && exit_codes(pod.status.as_ref()).any(|code| code != 0)
             && let Some(node) = node(pod)
         {
@@ -148,13 +152,15 @@ impl Uninstall {
         let agents = ListParams::default().labels(&selector);
         let before = patiently(deadline, "listing the agents' pods", || pods.list(&agents)).await?;
 
+        let (hearing, deaf): (Vec<&Pod>, Vec<&Pod>) = before.items.iter().partition(|pod| hears(pod));
         let mut report = Report {
             deleted: set.is_some(),
+            deaf: deaf.iter().map(|pod| pod.name_any()).collect(),
             ..Report::default()
         };
-        let all: BTreeSet<String> = before.items.iter().filter_map(node).collect();
         // Of an evicted pod and the one that came after it, one is enough.
-        let running: BTreeSet<String> = before.items.iter().filter(|pod| hears(pod)).filter_map(node).collect();
+        let running: BTreeSet<String> = hearing.iter().filter_map(|pod| node(pod)).collect();
+        let silent: BTreeSet<String> = deaf.iter().filter_map(|pod| node(pod)).collect();
         if let Some(set) = set {
             // This very DaemonSet, not one of the same name that somebody has just created.
             let delete = DeleteParams {
@@ -188,7 +194,7 @@ impl Uninstall {
             tokio::time::sleep(INTERVAL).await;
         }
         let difference = |a: &BTreeSet<String>, b: &BTreeSet<String>| a.difference(b).cloned().collect::<BTreeSet<_>>();
-        report.not_running = difference(&difference(&all, &running), &report.remaining);
+        report.not_running = difference(&difference(&silent, &running), &report.remaining);
         report.failed = difference(&difference(&report.failed, &report.not_running), &report.remaining);
         report.ended = difference(&difference(&running, &report.failed), &report.remaining);
         Ok(report)
@@ -328,4 +334,64 @@ fn list(nodes: &BTreeSet<String>) -> String {
         text.push_str(&format!(" and {more} more nodes"));
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn pod(name: &str, told_to_go: bool, state: &Value) -> Pod {
+        let mut pod = json!({
+            "metadata": {"name": name},
+            "spec": {"nodeName": "n1", "containers": []},
+            "status": {"containerStatuses": [{
+                "name": "weir", "image": "", "imageID": "", "ready": false, "restartCount": 0, "state": state,
+            }]},
+        });
+        if told_to_go {
+            pod["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z".into();
+        }
+        serde_json::from_value(pod).expect("a pod")
+    }
+
+    #[test]
+    fn only_an_agent_that_runs_hears_that_it_is_to_go() {
+        let running = json!({"running": {}});
+        let ended = |code: i32| json!({"terminated": {"exitCode": code}});
+        assert!(hears(&pod("a", false, &running)));
+        assert!(hears(&pod("a", true, &running)));
+        assert!(hears(&pod("a", true, &ended(0))), "it has heard, and done so");
+        for (told_to_go, state) in [
+            (true, ended(137)),
+            // Between two restarts: what it left is there.
+            (false, ended(0)),
+            (false, json!({"waiting": {"reason": "CrashLoopBackOff"}})),
+            (false, json!({})),
+        ] {
+            assert!(!hears(&pod("a", told_to_go, &state)), "{state}");
+        }
+        assert!(!hears(&Pod::default()), "its image is still being pulled");
+    }
+
+    #[test]
+    fn an_agent_that_ends_with_an_error_has_not_cleaned_its_node() {
+        let ended = |code: i32| json!({"terminated": {"exitCode": code}});
+        let mut report = Report {
+            deaf: ["evicted".to_owned()].into(),
+            ..Report::default()
+        };
+        report.take(&pod("a", true, &ended(0)));
+        report.take(&pod("evicted", true, &ended(137)));
+        // It crashes, and is started again.
+        report.take(&pod("a", false, &ended(1)));
+        assert_eq!(report.failed, BTreeSet::new());
+        assert!(report.failure(Duration::from_secs(1)).is_none());
+        report.take(&pod("a", true, &ended(137)));
+        assert_eq!(report.failed, ["n1".to_owned()].into());
+        let failure = report.failure(Duration::from_secs(1)).expect("a failure");
+        assert_eq!(failure.exit_code(), 1);
+        assert!(failure.to_string().contains("n1"), "{failure}");
+    }
 }

@@ -26,14 +26,12 @@ pub(super) async fn keep(condition: NodeCondition, handle: ControlHandle) {
             Ok(readiness) => (!readiness.ready).then(|| readiness.reason.unwrap_or_default()),
             Err(error) => Some(error.to_string()),
         };
-        let changed = written
-            .as_ref()
-            .is_none_or(|(last, _)| last.is_none() != reason.is_none());
+        let last = written.as_ref().map(|(last, _)| last.is_none());
         let due = written
             .as_ref()
             .is_none_or(|(last, at)| *last != reason || at.elapsed() >= HEARTBEAT);
         if due && refused.is_none_or(|at| at.elapsed() >= RETRY) {
-            match condition.set(reason.as_deref(), changed).await {
+            match condition.set(reason.as_deref(), last).await {
                 Ok(()) => {
                     refused = None;
                     written = Some((reason, Instant::now()));

@@ -198,7 +198,8 @@ pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
             query = asked.recv() => {
                 let Some(query) = query else { break false };
                 if let Some(reply) = answer(&mut agent, &source, query) {
-                    return detach(agent, reply).await;
+                    drop(condition);
+                    return detach(agent, &source, reply).await;
                 }
             }
             changed = wanted.changed() => {
@@ -263,7 +264,11 @@ fn answer(agent: &mut Agent, source: &Source, query: Query) -> Option<query::Rep
 }
 
 /// Removes every trace, tells who asked, and ends the agent.
-async fn detach(agent: Agent, reply: query::Reply<Result<DetachReport, QueryError>>) -> anyhow::Result<()> {
+async fn detach(
+    agent: Agent,
+    source: &Source,
+    reply: query::Reply<Result<DetachReport, QueryError>>,
+) -> anyhow::Result<()> {
     info!("detaching from every interface, as asked");
     let result = uninstall::take_away(agent).await;
     let answer = match &result {
@@ -271,6 +276,7 @@ async fn detach(agent: Agent, reply: query::Reply<Result<DetachReport, QueryErro
         Err(error) => Err(QueryError::new(format!("{error:#}"))),
     };
     let _ = reply.send(answer);
+    uninstall::remove_condition(source).await;
     // The answer has to leave by the socket's task before the runtime ends.
     tokio::time::sleep(std::time::Duration::from_millis(100)).await;
     result?;

@@ -3,13 +3,17 @@
 //! First what makes the container runtime call the plugin, so that no pod fails for want of it; then what is on the
 //! interfaces, and the pins; then the plugin, which runtimes may still be about to call; last the agent's own files.
 
-use std::io;
+use std::{io, time::Duration};
 
 use anyhow::Context as _;
+use tokio::time::timeout;
 use tracing::{error, info, warn};
 
 use super::{agent::Agent, query::DetachReport};
 use crate::{cli::detach::remove_run_dir, cni::install, datapath, source::Source};
+
+/// For the API server, at the end.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Takes the CNI plugin, programs and pins away. What fails does not keep the rest.
 pub(super) async fn take_away(mut agent: Agent) -> anyhow::Result<DetachReport> {
@@ -56,11 +60,7 @@ pub(super) async fn run(agent: Agent, source: &Source) -> anyhow::Result<()> {
         ),
         Err(error) => error!("cannot take everything away: {error:#}; run `weir detach` on the node"),
     }
-    if let Some(condition) = source.condition()
-        && let Err(error) = condition.remove().await
-    {
-        warn!("{error}");
-    }
+    remove_condition(source).await;
     match remove_run_dir(&run_dir) {
         // A directory that is mounted into the pod stays, empty.
         Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {}
@@ -69,4 +69,14 @@ pub(super) async fn run(agent: Agent, source: &Source) -> anyhow::Result<()> {
     }
     detached?;
     Ok(())
+}
+
+/// The Node says nothing more of what is enforced there.
+pub(super) async fn remove_condition(source: &Source) {
+    let Some(condition) = source.condition() else { return };
+    match timeout(PATIENCE, condition.remove()).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => warn!("{error}"),
+        Err(_) => warn!("the node's condition stays: no answer within {} s", PATIENCE.as_secs()),
+    }
 }

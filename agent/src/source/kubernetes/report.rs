@@ -62,6 +62,36 @@ struct Due {
     at: Instant,
     events: Vec<(String, Value)>,
     rank: usize,
+    /// How often in a row they could not be created.
+    failures: u32,
+}
+
+impl Due {
+    fn new(events: Vec<(String, Value)>, rank: usize) -> Self {
+        let mut due = Self {
+            at: Instant::now(),
+            events,
+            rank,
+            failures: 0,
+        };
+        due.at += due.turn();
+        due
+    }
+
+    fn turn(&self) -> Duration {
+        TURN * u32::try_from(self.rank).unwrap_or(u32::MAX)
+    }
+
+    /// When they have to be created again.
+    fn next(&mut self, now: Instant, told: bool) {
+        if told {
+            self.failures = 0;
+            self.at = now + AGAIN + self.turn();
+        } else {
+            self.at = now + TURN.saturating_mul(1 << self.failures.min(16)).min(AGAIN);
+            self.failures = self.failures.saturating_add(1);
+        }
+    }
 }
 
 pub(super) struct Reporter {
@@ -85,30 +115,40 @@ impl Reporter {
                     if events.is_empty() || rank >= TRIES {
                         due.remove(&key);
                     } else {
-                        let turn = TURN * u32::try_from(rank).unwrap_or(u32::MAX);
-                        due.insert(key, Due { at: Instant::now() + turn, events, rank });
+                        due.insert(key, Due::new(events, rank));
                     }
                 }
                 () = wait(next) => {
                     let now = Instant::now();
                     for due in due.values_mut().filter(|due| due.at <= now) {
-                        due.at = now + AGAIN + TURN * u32::try_from(due.rank).unwrap_or(u32::MAX);
+                        let mut told = true;
                         for (path, event) in &mut due.events {
                             event["eventTime"] = json!(now_text());
-                            match self.api.write(Method::POST, path, JSON, event.to_string().into_bytes()).await {
-                                Ok(()) | Err(Failure::Conflict(_)) => {}
-                                Err(failure) if !refused => {
-                                    refused = true;
-                                    tracing::warn!("cannot create Events: {failure}; problems are told in the log, by `weir status` and by metrics");
-                                }
-                                Err(failure) => tracing::debug!("cannot create an Event: {failure}"),
+                            let Err(failure) = self.api.write(Method::POST, path, JSON, event.to_string().into_bytes()).await else {
+                                continue;
+                            };
+                            if matches!(failure, Failure::Conflict(_)) {
+                                continue;
+                            }
+                            told &= is_final(&failure);
+                            if refused {
+                                tracing::debug!("cannot create an Event: {failure}");
+                            } else {
+                                refused = true;
+                                tracing::warn!("cannot create Events: {failure}; problems are told in the log, by `weir status` and by metrics");
                             }
                         }
+                        due.next(Instant::now(), told);
                     }
                 }
             }
         }
     }
+}
+
+/// Whether the same Event will be refused again: its namespace goes, or the server does not take it.
+fn is_final(failure: &Failure) -> bool {
+    matches!(failure, Failure::Missing | Failure::Unsupported(_))
 }
 
 async fn wait(at: Option<Instant>) {
@@ -224,6 +264,27 @@ mod tests {
         assert!(events(&object(vec![Problem::warning("odd", "")]), "n").is_empty());
         let many = (0..20).map(|n| Problem::error(format!("wrong {n}"), "")).collect();
         assert_eq!(events(&object(many), "n").len(), MOST);
+    }
+
+    /// An API server that is busy or away for a moment costs no Event its hour.
+    #[test]
+    fn what_could_not_be_told_is_tried_again_ever_more_seldom() {
+        let mut due = Due::new(Vec::new(), 2);
+        let now = Instant::now();
+        let mut pauses = Vec::new();
+        for _ in 0..40 {
+            due.next(now, false);
+            pauses.push(due.at - now);
+        }
+        assert_eq!(pauses[..4], [TURN, TURN * 2, TURN * 4, TURN * 8]);
+        assert!(pauses.is_sorted());
+        assert_eq!(pauses.last(), Some(&AGAIN));
+        due.next(now, true);
+        assert_eq!(due.at, now + AGAIN + TURN * 2);
+        due.next(now, false);
+        assert_eq!(due.at, now + TURN);
+        let busy = Failure::Server("429 Too Many Requests".to_owned());
+        assert!(!is_final(&busy) && is_final(&Failure::Missing));
     }
 
     #[test]

@@ -328,11 +328,7 @@ fn directories_and_files_of_others() -> Result<()> {
 
         chown(node.bin(), Some(0), None)?;
         let output = detach()?;
-        ensure!(
-            output.status.success(),
-            "{}",
-            String::from_utf8_lossy(&output.stderr)
-        );
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         node.is_as_before(&before)
     })
 }

@@ -13,6 +13,8 @@ const LOOK: Duration = Duration::from_secs(5);
 const HEARTBEAT: Duration = Duration::from_secs(300);
 /// How often to try again, and to say so, where it cannot be written.
 const RETRY: Duration = Duration::from_secs(60);
+/// While an agent starts, what its predecessor enforced goes on, and what it said of it stays: a restart is no transition.
+const STARTING: Duration = Duration::from_secs(60);
 /// For the control loop to answer. One that does not is not enforcing what is new.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -21,11 +23,16 @@ pub(super) async fn keep(condition: NodeCondition, handle: ControlHandle) {
     // The reason why not everything is enforced, as written last, and when to write it again.
     let mut written: Option<(Option<String>, Instant)> = None;
     let mut refused: Option<Instant> = None;
+    let started = Instant::now();
     loop {
         let reason = match handle.ask(PATIENCE, Query::Readiness).await {
             Ok(readiness) => (!readiness.ready).then(|| readiness.reason.unwrap_or_default()),
             Err(error) => Some(error.to_string()),
         };
+        if written.is_none() && reason.is_some() && started.elapsed() < STARTING {
+            tokio::time::sleep(LOOK).await;
+            continue;
+        }
         let last = written.as_ref().map(|(last, _)| last.is_none());
         let due = written
             .as_ref()

@@ -11,6 +11,7 @@
 //! | `hits` | how often each rule was hit |
 //! | `staging` | staged policies |
 //! | `condition` | the condition on the agent's Node |
+//! | `troubles` | Events on local pods that are not enforced |
 //! | `uninstall` | taking everything away when the agent's DaemonSet is removed |
 //! | `wait` | who waits until everything is enforced |
 //! | `status`, `observe`, `dump`, `explain` | the answers to questions about the whole |
@@ -34,6 +35,7 @@ mod removals;
 mod settle;
 mod staging;
 mod status;
+mod troubles;
 mod uninstall;
 mod wait;
 
@@ -113,6 +115,7 @@ pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
         instruments: Arc::clone(&instruments),
     };
     let condition_handle = handle.clone();
+    let troubles_handle = handle.clone();
     let socket = server::bind_socket(&options.run_dir)
         .with_context(|| format!("cannot listen in the run directory {}", options.run_dir.display()))?;
     let _server = Task::spawn(server::serve(socket, handle.clone()));
@@ -155,6 +158,11 @@ pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
     let condition = source.condition().cloned().map(|condition| {
         let handle = condition_handle;
         Task::spawn(condition::keep(condition, handle))
+    });
+
+    let _troubles = source.pod_events().cloned().map(|events| {
+        let handle = troubles_handle;
+        Task::spawn(troubles::tell(events, handle))
     });
 
     let mut wanted = hub.wanted();
@@ -242,6 +250,7 @@ fn answer(agent: &mut Agent, source: &Source, query: Query) -> Option<query::Rep
     // Whoever asked and no longer waits misses nothing.
     match query {
         Query::Readiness(reply) => drop(reply.send(agent.readiness())),
+        Query::Troubles(reply) => drop(reply.send(agent.troubles())),
         Query::Status(reply) => {
             let mut report = agent.status();
             report.watches = source.watches();

@@ -305,7 +305,17 @@ fn the_agent_takes_what_the_schema_lets_pass() -> Result<()> {
     for period in ["5s", "5000ms", "999999s", "1m", "99h"] {
         cases.push(json!({"flowLog": {"enabled": true, "period": period}}));
     }
-    for size in ["0", "999999999999999999B", "5k", "5 KB", "999999999GiB", "1Ki", "7 M", "2G", "3Mi"] {
+    for size in [
+        "0",
+        "999999999999999999B",
+        "5k",
+        "5 KB",
+        "999999999GiB",
+        "1Ki",
+        "7 M",
+        "2G",
+        "3Mi",
+    ] {
         cases.push(json!({"flowLog": {"enabled": true, "maxSize": size}}));
     }
     for values in cases {

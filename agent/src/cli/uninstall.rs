@@ -83,7 +83,7 @@ impl Uninstall {
         })?;
         if !report.not_running.is_empty() {
             eprintln!(
-                "weir: no agent was running on {}: run `weir detach` there, or restart these nodes",
+                "weir: no agent was running on {}: run `weir detach` there (how: docs/install.md, \"A node without agent\")",
                 list(&report.not_running)
             );
         }
@@ -98,7 +98,8 @@ impl Uninstall {
             ),
             remedy: Some(
                 "a node that was down still has the CNI plugin when it comes back, and its pods wait for an agent: install \
-                 and uninstall Weir once more then. Where the node is up, look at the agent's log, and run `weir detach`"
+                 and uninstall Weir once more then. Where the node is up, look at the agent's log, and run `weir detach` \
+                 (how: docs/install.md, \"A node without agent\")"
                     .to_owned(),
             ),
         })

@@ -624,6 +624,11 @@ impl Catalogue {
         }
     }
 
+    /// Whether the last agent's versions of this kind are in force, because it cannot be read.
+    pub(super) fn is_adopted(&self, kind: ObjectKind) -> bool {
+        self.adopted.contains(&kind)
+    }
+
     pub(super) const fn is_started(&self) -> bool {
         self.started
     }

@@ -1,9 +1,12 @@
 //! The CNI plugin as the agent installs it, chained after the distribution's own plugins, and taken away again.
 
 use std::{
-    fs, io,
+    fs::{self, Permissions},
+    io,
     net::{IpAddr, SocketAddr, TcpStream},
+    os::unix::fs::{MetadataExt, PermissionsExt, chown},
     path::{Path, PathBuf},
+    process::{Command, Output},
     sync::Arc,
     thread,
     time::{Duration, Instant},
@@ -322,6 +325,55 @@ fn switched_off_it_is_taken_away_and_pods_stay_enforced() -> Result<()> {
         ensure!(node.is_chained(), "not chained again");
         agent.detach()?;
         agent.await_end()?;
+        node.is_as_before(&before)
+    })
+}
+
+/// As from the chart: root without the capabilities that make it more than the owner of its files.
+#[test]
+fn directories_and_files_of_others() -> Result<()> {
+    const SOMEBODY: u32 = 1234;
+    let node = Node::new()?;
+    let before = node.write(&json!({"type": "ptp"}))?;
+    fs::set_permissions(node.list(), Permissions::from_mode(0o640))?;
+    world(&node)?.check(|world| {
+        ensure!(node.is_chained(), "not chained");
+        let agent = world.agent(NODE)?;
+        agent.kill()?;
+        agent.detach()?;
+        for path in [node.list(), node.bin()] {
+            chown(path, Some(SOMEBODY), None)?;
+        }
+        let netns = NetNs::new()?;
+        let detach = || -> Result<Output> {
+            let mut command = Command::new("setpriv");
+            command
+                .arg("--bounding-set=-dac_override,-dac_read_search,-chown,-fowner,-fsetid")
+                .arg(weir_tests::binary::weir()?)
+                .arg("detach")
+                .arg("--bpffs")
+                .arg(agent.bpffs())
+                .arg("--run-dir")
+                .arg(agent.run_dir())
+                .args(node.arguments());
+            netns.command(&mut command)?;
+            command.output().with_context(|| format!("run {command:?}"))
+        };
+
+        // The list is in a directory of root's, and can be replaced; the plugin is not.
+        let output = detach()?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        ensure!(
+            !output.status.success() && said.contains("DAC_OVERRIDE") && said.contains("belongs to user 1234"),
+            "{said}"
+        );
+        ensure!(fs::read_to_string(node.list())? == before, "the entry is still there");
+        let list = fs::metadata(node.list())?;
+        ensure!(list.mode() & 0o7777 == 0o640 && list.uid() == 0, "{list:?}");
+
+        chown(node.bin(), Some(0), None)?;
+        let output = detach()?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         node.is_as_before(&before)
     })
 }

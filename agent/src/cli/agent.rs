@@ -86,6 +86,17 @@ fn flow_period(text: &str) -> Result<Duration, String> {
     Ok(period)
 }
 
+fn cni_wait(text: &str) -> Result<Duration, String> {
+    let wait = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    if wait > plugin::MAX_WAIT {
+        return Err(format!(
+            "a pod waits {} s at most; after that the kubelet tries again by itself",
+            plugin::MAX_WAIT.as_secs()
+        ));
+    }
+    Ok(wait)
+}
+
 /// Every container of a cluster's pods has it.
 const IN_CLUSTER: &str = "KUBERNETES_SERVICE_HOST";
 
@@ -133,8 +144,8 @@ pub struct Agent {
     /// [default: kube-system; empty: none]
     #[arg(long, value_name = "NAMESPACE,...", value_delimiter = ',', requires = "cni_conf_dir", default_value = plugin::EXEMPT, hide_default_value = true)]
     pub cni_exempt_namespaces: Vec<String>,
-    /// How long a pod waits for the agent before its start fails, and is tried again by the kubelet
-    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, requires = "cni_conf_dir", default_value = "10s")]
+    /// How long a pod waits for the agent before its start fails, and is tried again by the kubelet; at most 10m
+    #[arg(long, value_name = "DURATION", value_parser = cni_wait, requires = "cni_conf_dir", default_value = "10s")]
     pub cni_wait: Duration,
     /// How to attach to interfaces
     #[arg(long, value_name = "MODE", default_value = "auto", value_parser = attach_modes())]
@@ -215,7 +226,7 @@ impl Agent {
             cni: self.cni.directories().map(|directories| install::Options {
                 directories,
                 install: self.cni_install,
-                wait: self.cni_wait.min(plugin::MAX_WAIT),
+                wait: self.cni_wait,
                 exempt_namespaces: self
                     .cni_exempt_namespaces
                     .into_iter()
@@ -419,6 +430,16 @@ mod tests {
             parse(&["--cni-install=false"]).is_err(),
             "from where is it to be taken away?"
         );
+    }
+
+    #[test]
+    fn a_wait_that_is_too_long_is_refused_and_not_cut() {
+        let wait = |wait| parse(&["--cni-conf-dir", "/c", "--cni-bin-dir", "/p", "--cni-wait", wait]);
+        assert_eq!(wait("10m").expect("parses").cni_wait, plugin::MAX_WAIT);
+        for long in ["601s", "600001ms", "1h"] {
+            let error = wait(long).expect_err(long).to_string();
+            assert!(error.contains("600 s at most"), "{long}: {error}");
+        }
     }
 
     #[test]

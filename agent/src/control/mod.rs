@@ -11,6 +11,7 @@
 //! | `hits` | how often each rule was hit |
 //! | `staging` | staged policies |
 //! | `condition` | the condition on the agent's Node |
+//! | `troubles` | Events on local pods that are not enforced |
 //! | `uninstall` | taking everything away when the agent's DaemonSet is removed |
 //! | `wait` | who waits until everything is enforced |
 //! | `status`, `observe`, `dump`, `explain` | the answers to questions about the whole |
@@ -36,6 +37,7 @@ mod removals;
 mod settle;
 mod staging;
 mod status;
+mod troubles;
 mod uninstall;
 mod wait;
 
@@ -115,6 +117,7 @@ pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
         instruments: Arc::clone(&instruments),
     };
     let condition_handle = handle.clone();
+    let troubles_handle = handle.clone();
     let socket = server::bind_socket(&options.run_dir)
         .with_context(|| format!("cannot listen in the run directory {}", options.run_dir.display()))?;
     let _server = Task::spawn(server::serve(socket, handle.clone()));
@@ -159,6 +162,11 @@ pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
         Task::spawn(condition::keep(condition, handle))
     });
 
+    let _troubles = source.pod_events().cloned().map(|events| {
+        let handle = troubles_handle;
+        Task::spawn(troubles::tell(events, handle))
+    });
+
     let mut wanted = hub.wanted();
     let mut agent = Agent::new(Parts {
         options,
@@ -200,7 +208,8 @@ pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
             query = asked.recv() => {
                 let Some(query) = query else { break false };
                 if let Some(reply) = answer(&mut agent, &source, query) {
-                    return detach(agent, reply).await;
+                    drop(condition);
+                    return detach(agent, &source, reply).await;
                 }
             }
             changed = wanted.changed() => {
@@ -243,6 +252,7 @@ fn answer(agent: &mut Agent, source: &Source, query: Query) -> Option<query::Rep
     // Whoever asked and no longer waits misses nothing.
     match query {
         Query::Readiness(reply) => drop(reply.send(agent.readiness())),
+        Query::Troubles(reply) => drop(reply.send(agent.troubles())),
         Query::Status(reply) => {
             let mut report = agent.status();
             report.watches = source.watches();
@@ -265,7 +275,11 @@ fn answer(agent: &mut Agent, source: &Source, query: Query) -> Option<query::Rep
 }
 
 /// Removes every trace, tells who asked, and ends the agent.
-async fn detach(agent: Agent, reply: query::Reply<Result<DetachReport, QueryError>>) -> anyhow::Result<()> {
+async fn detach(
+    agent: Agent,
+    source: &Source,
+    reply: query::Reply<Result<DetachReport, QueryError>>,
+) -> anyhow::Result<()> {
     info!("detaching from every interface, as asked");
     let result = uninstall::take_away(agent).await;
     let answer = match &result {
@@ -273,6 +287,7 @@ async fn detach(agent: Agent, reply: query::Reply<Result<DetachReport, QueryErro
         Err(error) => Err(QueryError::new(format!("{error:#}"))),
     };
     let _ = reply.send(answer);
+    uninstall::remove_condition(source).await;
     // The answer has to leave by the socket's task before the runtime ends.
     tokio::time::sleep(std::time::Duration::from_millis(100)).await;
     result?;

@@ -2,7 +2,7 @@
 //!
 //! The answers cross the Unix socket as JSON and are printed as such by `-o json`: names here are interface.
 
-use std::{net::IpAddr, path::PathBuf, time::Instant};
+use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, time::Instant};
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
@@ -15,6 +15,7 @@ use crate::{
         install::PluginReport,
     },
     metrics::Observation,
+    policy::change::PeerKey,
     source::kubernetes::KindHealth,
 };
 
@@ -27,6 +28,8 @@ pub enum Query {
     /// Is the loop alive, and is all that it knows enforced?
     Readiness(Reply<Readiness>),
     Status(Reply<StatusReport>),
+    /// Which local pods are not enforced, and why.
+    Troubles(Reply<BTreeMap<PeerKey, String>>),
     /// What metrics are made of.
     Observe(Reply<Result<Observation, QueryError>>),
     /// Answer when everything that is in the source now, read from the source itself, is enforced; at once if an

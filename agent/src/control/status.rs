@@ -1,5 +1,7 @@
 //! The answers to `weir status` and to the probes.
 
+use std::collections::BTreeMap;
+
 use weir_common::{Direction, layout::LAYOUT};
 
 use super::{
@@ -127,6 +129,17 @@ impl Agent {
         }
     }
 
+    /// Which local pods are not enforced, and why.
+    #[must_use]
+    pub fn troubles(&self) -> BTreeMap<PeerKey, String> {
+        let endpoints = self.endpoints.iter();
+        let troubles = endpoints.filter_map(|(pod, endpoint)| match self.endpoint_state(endpoint) {
+            EndpointState::Enforced => None,
+            state => Some((pod.clone(), why(state, endpoint))),
+        });
+        troubles.collect()
+    }
+
     fn endpoint_report(&self, pod: &PeerKey, endpoint: &LocalEndpoint) -> EndpointReport {
         let compiled = endpoint.id.and_then(|id| self.compiler.endpoint(id));
         let (ingress, egress) = compiled.map_or_else(Default::default, |dump| {
@@ -134,15 +147,8 @@ impl Agent {
         });
         let state = self.endpoint_state(endpoint);
         let reason = match state {
-            EndpointState::Closed => Some("its decisions do not fit into the maps: see shortages".to_owned()),
             EndpointState::Enforced => endpoint.remark.clone(),
-            EndpointState::Waiting => Some(endpoint.trouble.clone().unwrap_or_else(|| {
-                match endpoint.interface {
-                    None => "its interface has not been found yet",
-                    Some(_) => "programs are not attached yet",
-                }
-                .to_owned()
-            })),
+            EndpointState::Closed | EndpointState::Waiting => Some(why(state, endpoint)),
         };
         let foreign_programs = endpoint
             .interface
@@ -168,6 +174,18 @@ impl Agent {
             foreign_programs: foreign_programs.iter().map(ToString::to_string).collect(),
         }
     }
+}
+
+/// Why a pod is not enforced.
+fn why(state: EndpointState, endpoint: &LocalEndpoint) -> String {
+    if state == EndpointState::Closed {
+        return "its decisions do not fit into the maps: see shortages".to_owned();
+    }
+    let unknown = match endpoint.interface {
+        None => "its interface has not been found yet",
+        Some(_) => "programs are not attached yet",
+    };
+    endpoint.trouble.clone().unwrap_or_else(|| unknown.to_owned())
 }
 
 fn direction_report(dump: &DirectionDump) -> DirectionReport {

@@ -8,7 +8,10 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    time::timeout,
+};
 use tracing::{error, info, warn};
 
 use super::{agent::Agent, query::DetachReport};
@@ -18,6 +21,9 @@ use crate::{
     datapath,
     source::Source,
 };
+
+/// For the API server, at the end.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// After the first failure, and twice as long after each further one, up to the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
@@ -112,11 +118,7 @@ pub(super) async fn run(agent: Agent, source: &Source) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let traces = Traces::of(agent).await;
     let mut removed = tokio::task::block_in_place(|| traces.remove_all());
-    if let Some(condition) = source.condition()
-        && let Err(error) = condition.remove().await
-    {
-        warn!("{error}");
-    }
+    remove_condition(source).await;
     let mut pause = FIRST_PAUSE;
     loop {
         let failure = match removed {
@@ -145,5 +147,15 @@ pub(super) async fn run(agent: Agent, source: &Source) -> anyhow::Result<()> {
         }
         pause = (pause * 2).min(LONGEST_PAUSE);
         removed = tokio::task::block_in_place(|| traces.remove_all());
+    }
+}
+
+/// The Node says nothing more of what is enforced there.
+pub(super) async fn remove_condition(source: &Source) {
+    let Some(condition) = source.condition() else { return };
+    match timeout(PATIENCE, condition.remove()).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => warn!("{error}"),
+        Err(_) => warn!("the node's condition stays: no answer within {} s", PATIENCE.as_secs()),
     }
 }

@@ -21,7 +21,7 @@ use std::{
 use tokio::sync::mpsc;
 
 use self::{
-    kubernetes::{KindHealth, KubernetesSource, NodeCondition, PodReader},
+    kubernetes::{KindHealth, KubernetesSource, NodeCondition, PodEvents, PodReader},
     manifests::ManifestSource,
 };
 use crate::{
@@ -165,6 +165,15 @@ impl Source {
         match self {
             Self::Manifests(_) => None,
             Self::Kubernetes(source) => source.condition(),
+        }
+    }
+
+    /// Events on pods of this node. None for manifests.
+    #[must_use]
+    pub const fn pod_events(&self) -> Option<&PodEvents> {
+        match self {
+            Self::Manifests(_) => None,
+            Self::Kubernetes(source) => Some(source.pod_events()),
         }
     }
 

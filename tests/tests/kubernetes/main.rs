@@ -3,6 +3,7 @@
 mod churn;
 mod pods;
 mod removal;
+mod told;
 
 use std::{
     fs,

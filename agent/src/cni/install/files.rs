@@ -13,6 +13,7 @@ use std::{
 use nix::{
     errno::Errno,
     fcntl::{AT_FDCWD, RenameFlags, renameat2},
+    unistd::geteuid,
 };
 
 use crate::cni::PLUGIN;
@@ -33,7 +34,8 @@ pub enum Replaced {
     Overtaken(Vec<u8>),
 }
 
-/// Replaces what a file holds, if that is still `old`. Owner and mode stay.
+/// Replaces what a file holds, if that is still `old`. Its mode stays; its owner too, where the agent may give files
+/// away (CAP_CHOWN).
 ///
 /// # Errors
 /// The file system's. The file is as it was then.
@@ -94,7 +96,28 @@ pub fn remove(path: &Path) -> io::Result<bool> {
             Ok(true)
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(error),
+        Err(error) => Err(explained(path, error)),
+    }
+}
+
+/// Without DAC_OVERRIDE root is a user like others: it may not write into a directory that is somebody else's
+/// (Kubespray's /opt/cni/bin), and "permission denied" for root says nothing about why.
+fn explained(path: &Path, error: io::Error) -> io::Error {
+    let owner = path
+        .parent()
+        .and_then(|directory| Some((directory, fs::metadata(directory).ok()?.uid())));
+    match owner {
+        Some((directory, owner)) if error.kind() == io::ErrorKind::PermissionDenied && owner != geteuid().as_raw() => {
+            io::Error::new(
+                error.kind(),
+                format!(
+                    "{error}: {} belongs to user {owner}; give the agent the capability DAC_OVERRIDE (in the chart: \
+                     securityContext.extraCapabilities), or the directory to root",
+                    directory.display()
+                ),
+            )
+        }
+        _ => error,
     }
 }
 
@@ -130,16 +153,22 @@ fn temporary(path: &Path) -> io::Result<PathBuf> {
 fn write(path: &Path, text: &[u8], mode: u32, owner: Option<&fs::Metadata>) -> io::Result<()> {
     // One that a crash has left may have another mode, or be something else altogether.
     remove(path)?;
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+    let mut file = file.map_err(|error| explained(path, error))?;
     let written = (|| {
         file.write_all(text)?;
+        // Before the owner: the mode of somebody else's file takes CAP_FOWNER.
+        file.set_permissions(Permissions::from_mode(mode))?;
         if let Some(owner) = owner.filter(|owner| {
             file.metadata()
                 .is_ok_and(|own| (own.uid(), own.gid()) != (owner.uid(), owner.gid()))
         }) {
-            fchown(&file, Some(owner.uid()), Some(owner.gid()))?;
+            match fchown(&file, Some(owner.uid()), Some(owner.gid())) {
+                // It takes CAP_CHOWN. Then the file is root's: runtimes, which read it, are so too.
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
+                changed => changed?,
+            }
         }
-        file.set_permissions(Permissions::from_mode(mode))?;
         file.sync_all()
     })();
     written.inspect_err(|_| {
@@ -211,14 +240,19 @@ mod tests {
                 writer.write_all(b"later").expect("writes");
             }
         });
-        // The other thread may have been put aside for longer than the time that writers have.
+        // The other thread may have been put aside for longer than the time that writers have; or have been so quick that
+        // the first look finds what it wrote.
         let replaced = replace(&path, b"old", b"new").expect("replaces");
         late.join().expect("writes");
-        assert!(
-            matches!(&replaced, Replaced::Done) || replaced == Replaced::Overtaken(b"later".to_vec()),
-            "{replaced:?}"
-        );
-        assert_eq!(fs::read(&path).expect("reads"), b"new");
+        let left: &[u8] = match &replaced {
+            Replaced::Changed => b"later",
+            Replaced::Done => b"new",
+            Replaced::Overtaken(later) => {
+                assert_eq!(later, b"later");
+                b"new"
+            }
+        };
+        assert_eq!(fs::read(&path).expect("reads"), left, "{replaced:?}");
     }
 
     #[test]

@@ -11,7 +11,7 @@
 //! | `run` | takes in what the watches tell, says what follows, answers who asks; `refresh`: reads again; `trouble`: what cannot be read |
 //! | `health` | how each watch does |
 //! | `daemonset` | whether the agent's own DaemonSet is being removed |
-//! | `report`, `condition` | Events on objects that are not enforced as written; a condition on the Node |
+//! | `report`, `condition` | Events on objects that are not enforced as written, and on pods of this node that are not enforced; a condition on the Node |
 //! | `version`, `backoff` | which version is newer; when to try again |
 //!
 //! Nothing is told before everything that is served and permitted has been listed once: the first event is one Reset. A
@@ -58,6 +58,7 @@ pub use self::{
     condition::{CONDITION, ConditionError, NodeCondition},
     daemonset::{BadName, DaemonSetName, SEEN},
     health::{Health, KindHealth, Stale},
+    report::PodEvents,
 };
 use super::{SourceEvent, store::Store};
 use crate::{api::Pod, metrics::Instruments};
@@ -157,6 +158,7 @@ pub struct KubernetesSource {
     api: Api,
     daemonset: Option<OwnDaemonSet>,
     condition: Option<NodeCondition>,
+    pod_events: PodEvents,
     tasks: Vec<JoinHandle<()>>,
 }
 
@@ -183,6 +185,9 @@ impl KubernetesSource {
         let (events, told_events) = mpsc::unbounded_channel();
         let (discovered, discoveries) = mpsc::channel(4);
         let (reports, reported) = mpsc::unbounded_channel();
+        let pod_events = PodEvents {
+            reports: reports.clone(),
+        };
         let doubt = Arc::new(Notify::new());
         let discovery = Discovery {
             api: api.clone(),
@@ -226,6 +231,7 @@ impl KubernetesSource {
             api,
             daemonset,
             condition,
+            pod_events,
             tasks,
         };
         Ok((source, told_events))
@@ -266,6 +272,12 @@ impl KubernetesSource {
     #[must_use]
     pub const fn condition(&self) -> Option<&NodeCondition> {
         self.condition.as_ref()
+    }
+
+    /// Events on pods of this node.
+    #[must_use]
+    pub const fn pod_events(&self) -> &PodEvents {
+        &self.pod_events
     }
 
     /// The API server's URL.

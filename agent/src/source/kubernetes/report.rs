@@ -4,6 +4,8 @@
 //! and it is only ever created: the second to say the same is told that it is there already. And only a few agents try,
 //! one after the other: which ones follows from the object and the nodes' names. So a mistake costs a handful of
 //! requests, whatever the size of the cluster, and is told even where most nodes have no agent.
+//!
+//! What keeps a pod from being enforced is known to the agent of its node alone, which says it at once.
 
 use std::{
     collections::HashMap,
@@ -25,7 +27,7 @@ use super::{
     client::{Api, Failure, JSON},
     watch::escaped,
 };
-use crate::api::Severity;
+use crate::api::{Problem, Severity};
 
 /// How many agents try, and how long each leaves the one before it.
 const TRIES: usize = 12;
@@ -36,15 +38,43 @@ const AGAIN: Duration = Duration::from_secs(61 * 60);
 const LONGEST_NOTE: usize = 1024;
 /// Longest part of an object's name in the name of an Event.
 const LONGEST_NAME: usize = 200;
+/// The kind of pods.
+const POD: &str = "Pod";
 /// Events per object and version.
 const MOST: usize = 5;
 
-/// What a source tells the reporter: an object's problems, in place of those told before.
+/// What the reporter is told, in place of what it was told of the same object before.
 #[derive(Debug)]
-pub(super) struct Report {
-    pub(super) problems: ObjectProblems,
-    /// How many agents come before this one.
-    pub(super) rank: usize,
+pub(super) enum Report {
+    Object {
+        problems: ObjectProblems,
+        /// How many agents come before this one.
+        rank: usize,
+    },
+    /// Why a pod of this node is not enforced. None: it is (again), or is gone.
+    Pod {
+        namespace: Arc<str>,
+        name: Arc<str>,
+        reason: Option<String>,
+    },
+}
+
+/// Tells why pods of this node are not enforced. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct PodEvents {
+    pub(super) reports: mpsc::UnboundedSender<Report>,
+}
+
+impl PodEvents {
+    /// In place of what was told of this pod before. None: it is enforced again, or gone.
+    pub fn tell(&self, namespace: Arc<str>, name: Arc<str>, reason: Option<String>) {
+        // Fails only if the source has ended.
+        let _ = self.reports.send(Report::Pod {
+            namespace,
+            name,
+            reason,
+        });
+    }
 }
 
 /// How many of these nodes come before one, for an object. The order is another for each object.
@@ -58,10 +88,47 @@ pub(super) fn rank<'a>(uid: &str, own: &str, nodes: impl Iterator<Item = &'a str
     nodes.filter(|node| place(node) < own).count()
 }
 
+enum Subject {
+    /// With the paths to create them at.
+    Events(Vec<(String, Value)>),
+    /// A pod that is not enforced, to be read first: which one of this name it is, and whether it is there.
+    Pod(Arc<str>, Arc<str>, String),
+}
+
 struct Due {
     at: Instant,
-    events: Vec<(String, Value)>,
+    subject: Subject,
     rank: usize,
+    /// How often in a row they could not be created.
+    failures: u32,
+}
+
+impl Due {
+    fn new(subject: Subject, rank: usize) -> Self {
+        let mut due = Self {
+            at: Instant::now(),
+            subject,
+            rank,
+            failures: 0,
+        };
+        due.at += due.turn();
+        due
+    }
+
+    fn turn(&self) -> Duration {
+        TURN * u32::try_from(self.rank).unwrap_or(u32::MAX)
+    }
+
+    /// When they have to be created again.
+    fn next(&mut self, now: Instant, told: bool) {
+        if told {
+            self.failures = 0;
+            self.at = now + AGAIN + self.turn();
+        } else {
+            self.at = now + TURN.saturating_mul(1 << self.failures.min(16)).min(AGAIN);
+            self.failures = self.failures.saturating_add(1);
+        }
+    }
 }
 
 pub(super) struct Reporter {
@@ -79,29 +146,38 @@ impl Reporter {
             let next = due.values().map(|due| due.at).min();
             tokio::select! {
                 report = self.reports.recv() => {
-                    let Some(Report { problems, rank }) = report else { return };
-                    let key = (problems.kind, problems.namespace.clone(), problems.name.clone());
-                    let events = events(&problems, &self.node);
-                    if events.is_empty() || rank >= TRIES {
-                        due.remove(&key);
-                    } else {
-                        let turn = TURN * u32::try_from(rank).unwrap_or(u32::MAX);
-                        due.insert(key, Due { at: Instant::now() + turn, events, rank });
+                    let Some(report) = report else { return };
+                    match report {
+                        Report::Object { problems, rank } => {
+                            let key = (problems.kind, problems.namespace.clone(), problems.name.clone());
+                            let events = events(&problems, &self.node);
+                            if events.is_empty() || rank >= TRIES {
+                                due.remove(&key);
+                            } else {
+                                due.insert(key, Due::new(Subject::Events(events), rank));
+                            }
+                        }
+                        Report::Pod { namespace, name, reason } => {
+                            let key = (POD, namespace.clone(), name.clone());
+                            match reason {
+                                Some(reason) => drop(due.insert(key, Due::new(Subject::Pod(namespace, name, reason), 0))),
+                                None => drop(due.remove(&key)),
+                            }
+                        }
                     }
                 }
                 () = wait(next) => {
                     let now = Instant::now();
                     for due in due.values_mut().filter(|due| due.at <= now) {
-                        due.at = now + AGAIN + TURN * u32::try_from(due.rank).unwrap_or(u32::MAX);
-                        for (path, event) in &mut due.events {
-                            event["eventTime"] = json!(now_text());
-                            match self.api.write(Method::POST, path, JSON, event.to_string().into_bytes()).await {
-                                Ok(()) | Err(Failure::Conflict(_)) => {}
-                                Err(failure) if !refused => {
-                                    refused = true;
-                                    tracing::warn!("cannot create Events: {failure}; problems are told in the log, by `weir status` and by metrics");
-                                }
-                                Err(failure) => tracing::debug!("cannot create an Event: {failure}"),
+                        let failure = self.create(&mut due.subject).await.err();
+                        let told = failure.as_ref().is_none_or(is_final);
+                        due.next(Instant::now(), told);
+                        match failure {
+                            None => {}
+                            Some(failure) if refused => tracing::debug!("cannot create an Event: {failure}"),
+                            Some(failure) => {
+                                refused = true;
+                                tracing::warn!("cannot create Events: {failure}; problems are told in the log, by `weir status` and by metrics");
                             }
                         }
                     }
@@ -109,6 +185,55 @@ impl Reporter {
             }
         }
     }
+
+    /// Creates all Events on an object. One that is there already is fine.
+    async fn create(&self, subject: &mut Subject) -> Result<(), Failure> {
+        let mut read;
+        let events = match subject {
+            Subject::Events(events) => events,
+            Subject::Pod(namespace, name, reason) => {
+                let path = format!("/api/v1/namespaces/{}/pods/{}", escaped(namespace), escaped(name));
+                let pod = match self.api.get(&path).await {
+                    // Its end has not been heard of yet.
+                    Err(Failure::Missing) => return Ok(()),
+                    pod => pod?,
+                };
+                read = events(&unenforced(namespace, name, reason, &pod), &self.node);
+                &mut read
+            }
+        };
+        let mut refused = Ok(());
+        for (path, event) in events {
+            event["eventTime"] = json!(now_text());
+            let body = event.to_string().into_bytes();
+            match self.api.write(Method::POST, path, JSON, body).await {
+                Ok(()) | Err(Failure::Conflict(_)) => {}
+                Err(failure) if is_final(&failure) => refused = Err(failure),
+                Err(failure) => return Err(failure),
+            }
+        }
+        refused
+    }
+}
+
+/// The problem of a pod, as the API server has it.
+fn unenforced(namespace: &Arc<str>, name: &Arc<str>, reason: &str, pod: &[u8]) -> ObjectProblems {
+    let pod: Value = serde_json::from_slice(pod).unwrap_or_default();
+    let text = |field: &str| pod["metadata"][field].as_str().unwrap_or_default();
+    ObjectProblems {
+        api_version: "v1".to_owned(),
+        kind: POD,
+        namespace: namespace.clone(),
+        name: name.clone(),
+        uid: text("uid").to_owned(),
+        resource_version: text("resourceVersion").parse().unwrap_or_default(),
+        problems: vec![Problem::error(reason, "see `weir status` on its node")],
+    }
+}
+
+/// Whether the same Event will be refused again: its namespace goes, or the server does not take it.
+fn is_final(failure: &Failure) -> bool {
+    matches!(failure, Failure::Missing | Failure::Unsupported(_))
 }
 
 async fn wait(at: Option<Instant>) {
@@ -136,7 +261,12 @@ fn events(object: &ObjectProblems, node: &str) -> Vec<(String, Value)> {
     let errors = problems.iter().filter(|problem| problem.severity == Severity::Error);
     // Events on what belongs to no namespace are in this one.
     let place = if namespace.is_empty() { "default" } else { &**namespace };
-    let event = |problem: &crate::api::Problem| {
+    let why = if *kind == POD {
+        "NotEnforced"
+    } else {
+        "NotEnforcedAsWritten"
+    };
+    let event = |problem: &Problem| {
         let mut note = String::new();
         if let Some(field) = &problem.field {
             let _ = write!(note, "{field}: ");
@@ -153,7 +283,7 @@ fn events(object: &ObjectProblems, node: &str) -> Vec<(String, Value)> {
                 "name": format!("{}.{:016x}", shortened(name, LONGEST_NAME).trim_end_matches(['.', '-', '…']), hasher.finish()),
             },
             "type": "Warning",
-            "reason": "NotEnforcedAsWritten",
+            "reason": why,
             "action": "Enforce",
             "note": note,
             "reportingController": "weir",
@@ -190,7 +320,6 @@ fn shortened(text: &str, longest: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::Problem;
 
     fn object(problems: Vec<Problem>) -> ObjectProblems {
         ObjectProblems {
@@ -224,6 +353,42 @@ mod tests {
         assert!(events(&object(vec![Problem::warning("odd", "")]), "n").is_empty());
         let many = (0..20).map(|n| Problem::error(format!("wrong {n}"), "")).collect();
         assert_eq!(events(&object(many), "n").len(), MOST);
+    }
+
+    /// An API server that is busy or away for a moment costs no Event its hour.
+    #[test]
+    fn what_could_not_be_told_is_tried_again_ever_more_seldom() {
+        let mut due = Due::new(Subject::Events(Vec::new()), 2);
+        let now = Instant::now();
+        let mut pauses = Vec::new();
+        for _ in 0..40 {
+            due.next(now, false);
+            pauses.push(due.at - now);
+        }
+        assert_eq!(pauses[..4], [TURN, TURN * 2, TURN * 4, TURN * 8]);
+        assert!(pauses.is_sorted());
+        assert_eq!(pauses.last(), Some(&AGAIN));
+        due.next(now, true);
+        assert_eq!(due.at, now + AGAIN + TURN * 2);
+        due.next(now, false);
+        assert_eq!(due.at, now + TURN);
+        let busy = Failure::Server("429 Too Many Requests".to_owned());
+        assert!(!is_final(&busy) && is_final(&Failure::Missing));
+    }
+
+    #[test]
+    fn a_pod_is_meant_by_its_uid() {
+        let pod = json!({"metadata": {"uid": "u-7", "resourceVersion": "12"}}).to_string();
+        let problems = unenforced(&"shop".into(), &"web".into(), "no route leads to it", pod.as_bytes());
+        let events = events(&problems, "n1");
+        assert_eq!(events.len(), 1);
+        let event = &events[0].1;
+        assert_eq!(event["reason"], "NotEnforced");
+        assert_eq!(event["note"], "no route leads to it (see `weir status` on its node)");
+        let regarding = json!({
+            "apiVersion": "v1", "kind": "Pod", "namespace": "shop", "name": "web", "uid": "u-7", "resourceVersion": "12",
+        });
+        assert_eq!(event["regarding"], regarding);
     }
 
     #[test]

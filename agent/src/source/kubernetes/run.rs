@@ -407,7 +407,7 @@ impl Runner {
             for problems in self.catalogue.reports() {
                 let rank = rank(&problems.uid, &self.outbox.node, self.catalogue.names("nodes"));
                 // Whoever reports may have ended.
-                let _ = self.outbox.reports.send(Report { problems, rank });
+                let _ = self.outbox.reports.send(Report::Object { problems, rank });
             }
         }
         if std::mem::take(&mut self.stirred) {

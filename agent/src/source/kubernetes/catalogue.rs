@@ -8,53 +8,31 @@
 //! - of each kind how far the watch has come (`delivered`): an object read by itself that is older than that, and not
 //!   known, has been deleted since.
 
+mod kept;
 mod objects;
+mod remarks;
 #[cfg(test)]
 mod tests;
 
-use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
-    path::Path,
-    sync::Arc,
-};
+use std::{collections::BTreeMap, sync::Arc};
 
 use serde_json::Value;
 
-use self::objects::{Entry, Name, Objects};
+pub use self::remarks::ObjectProblems;
+use self::{
+    kept::{Kept, is_kept},
+    objects::{Entry, Name, Objects},
+    remarks::Remarks,
+};
 use super::{version::number, watch::version_of};
 use crate::{
-    api::{ApiKind, Object, ObjectKey, ObjectKind, Parser, Problem, Severity, Unknown},
+    api::{ApiKind, Object, ObjectKind, Parser, Severity},
     source::{
         SourceEvent,
-        store::{Line, Store, Stored, Version},
-        valid::{Good, choose, understood},
+        store::{Store, Stored},
+        valid::choose,
     },
 };
-
-/// Stands for the API where the store of last valid versions names files.
-const ORIGIN: &str = "kubernetes";
-
-/// Problems of one object, for whoever reports them to the API.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ObjectProblems {
-    /// As in `networking.k8s.io/v1`.
-    pub api_version: String,
-    pub kind: &'static str,
-    /// Empty for a cluster-wide kind.
-    pub namespace: Arc<str>,
-    pub name: Arc<str>,
-    pub uid: String,
-    pub resource_version: u64,
-    /// Empty: solved.
-    pub problems: Vec<Problem>,
-}
-
-impl Kind {
-    /// The number of the list that is being taken in, else of the last one.
-    fn list(&self) -> u32 {
-        self.listing.map_or(self.lists, |listing| listing.number)
-    }
-}
 
 #[derive(Clone, Copy)]
 struct Listing {
@@ -66,8 +44,6 @@ struct Listing {
 struct Kind {
     api: ApiKind,
     objects: Objects,
-    /// Texts of versions in force, until they are kept for the next start.
-    texts: HashMap<ObjectKey, Arc<str>>,
     floor: u64,
     delivered: u64,
     /// Listed once, whole. Before that nothing is told of it.
@@ -77,22 +53,19 @@ struct Kind {
     lists: u32,
 }
 
+impl Kind {
+    /// The number of the list that is being taken in, else of the last one.
+    fn list(&self) -> u32 {
+        self.listing.map_or(self.lists, |listing| listing.number)
+    }
+}
+
 pub(super) struct Catalogue {
     parser: Parser,
     kinds: BTreeMap<&'static str, Kind>,
-    /// What the last agent knew. Until all is known.
-    stored: Stored,
-    /// Kinds of which the last agent's versions were told, because they cannot be read.
-    adopted: HashSet<ObjectKind>,
-    store: Store,
-    /// A snapshot of the store is due: until then nothing is appended.
-    unsaved: bool,
-    lines: Vec<Line>,
-    unknown: BTreeMap<Unknown, BTreeSet<String>>,
-    unknown_changed: bool,
-    origin: Arc<Path>,
+    kept: Kept,
+    remarks: Remarks,
     events: Vec<SourceEvent>,
-    reports: Vec<ObjectProblems>,
     /// Everything is told with one Reset.
     started: bool,
 }
@@ -106,31 +79,14 @@ pub(super) fn kind_name(api: &ApiKind) -> String {
     }
 }
 
-/// Kinds whose last valid versions outlive the agent: those that can be invalid though an API server took them, and
-/// those without which less would be forbidden.
-const fn is_kept(kind: ObjectKind) -> bool {
-    matches!(
-        kind,
-        ObjectKind::Policy(_) | ObjectKind::Tier | ObjectKind::NetworkSet | ObjectKind::GlobalNetworkSet
-    )
-}
-
 impl Catalogue {
     pub(super) fn new(store: Store, stored: Stored) -> Self {
-        let origin: Arc<Path> = Path::new(ORIGIN).into();
         Self {
             parser: Parser::of_validated(),
             kinds: BTreeMap::new(),
-            stored,
-            adopted: HashSet::new(),
-            store,
-            unsaved: true,
-            lines: Vec::new(),
-            unknown: BTreeMap::new(),
-            unknown_changed: false,
-            origin,
+            kept: Kept::new(store, stored),
+            remarks: Remarks::default(),
             events: Vec::new(),
-            reports: Vec::new(),
             started: false,
         }
     }
@@ -140,7 +96,6 @@ impl Catalogue {
         self.kinds.entry(slot).or_insert_with(|| Kind {
             api,
             objects: Objects::default(),
-            texts: HashMap::new(),
             floor: 0,
             delivered: 0,
             synced: false,
@@ -295,7 +250,7 @@ impl Catalogue {
                 objects,
             });
             if self.kinds.values().all(|kind| kind.synced) {
-                self.stored = Stored::default();
+                self.kept.forget_last();
             }
         }
     }
@@ -430,7 +385,7 @@ impl Catalogue {
         let before = last.as_ref().map(|good| good.object.clone());
         let last = match (&last, &key) {
             (None, Some(key)) if is_kept(api.object) && !matches!(parsed.outcome, crate::api::Outcome::Valid(_)) => {
-                stored_version(&self.stored, &self.origin, &mut self.parser, key)
+                self.kept.last(&mut self.parser, key)
             }
             _ => last,
         };
@@ -456,14 +411,13 @@ impl Catalogue {
             && is_kept(api.object)
             && let (Some(key), Some(object)) = (&now, entry.object())
         {
-            if !self.unsaved {
-                self.lines.push(saved(&self.origin, key, object, text));
-            } else if let Some(text) = text {
-                kind.texts.insert(key.clone(), text);
-            }
+            self.kept.keep(key, object, text);
         }
         if remarked || entry.remarks {
-            self.tell_problems(&api, name, value, key.as_ref(), parsed.problems, parsed.unknown);
+            let event = self
+                .remarks
+                .tell(&api, name, value, key.as_ref(), parsed.problems, parsed.unknown);
+            self.events.push(event);
         }
         // Calico's name of a policy depends on its tier.
         if self.started
@@ -476,117 +430,30 @@ impl Catalogue {
         changed
     }
 
-    // === What is wrong ===
-
-    fn tell_problems(
-        &mut self,
-        api: &ApiKind,
-        (namespace, name): Name<'_>,
-        value: &Value,
-        key: Option<&ObjectKey>,
-        problems: Vec<Problem>,
-        unknown: Vec<Unknown>,
-    ) {
-        if let Some(key) = key {
-            self.forget_unknown(&key.to_string());
-            for what in unknown {
-                self.unknown_changed = true;
-                self.unknown.entry(what).or_default().insert(key.to_string());
-            }
-        }
-        self.reports.push(ObjectProblems {
-            api_version: api_version(api),
-            kind: api.kind,
-            namespace: namespace.into(),
-            name: name.into(),
-            uid: value
-                .pointer("/metadata/uid")
-                .and_then(Value::as_str)
-                .unwrap_or_default()
-                .to_owned(),
-            resource_version: number(version_of(value)),
-            problems: problems.clone(),
-        });
-        self.events.push(SourceEvent::Problems {
-            origin: origin(api, (namespace, name)),
-            problems,
-        });
-    }
-
-    fn forget_unknown(&mut self, key: &str) {
-        let before = self.unknown.len();
-        self.unknown.retain(|_, objects| {
-            self.unknown_changed |= objects.remove(key);
-            !objects.is_empty()
-        });
-        self.unknown_changed |= self.unknown.len() != before;
-    }
-
     /// The object is gone: what was kept and told of it goes, too.
     fn forget(&mut self, api: &ApiKind, entry: &Entry) {
-        if entry.remarks {
-            if let Some(key) = entry.key() {
-                self.forget_unknown(&key.to_string());
-            }
-            let (namespace, name) = entry.name();
-            self.reports.push(ObjectProblems {
-                api_version: api_version(api),
-                kind: api.kind,
-                namespace: namespace.into(),
-                name: name.into(),
-                uid: String::new(),
-                resource_version: 0,
-                problems: Vec::new(),
-            });
-            self.events.push(SourceEvent::Problems {
-                origin: origin(api, (namespace, name)),
-                problems: Vec::new(),
-            });
-        }
+        self.events.extend(self.remarks.forget(api, entry));
         if is_kept(api.object)
-            && !self.unsaved
             && let Some(key) = entry.key()
         {
-            self.lines.push(Line {
-                file: self.origin.clone(),
-                key,
-                version: None,
-            });
+            self.kept.forget(key);
         }
     }
 
     // === Beginning, and what follows ===
 
-    /// What the last agent knew of kinds that cannot be read now, and so goes on.
-    fn adopted(&mut self, all_served: bool) -> Vec<(ObjectKey, Good)> {
-        let (kinds, parser) = (&self.kinds, &mut self.parser);
+    /// Everything that is known is told, as all that there is. Whether that is so is for the caller to say. `all_served`:
+    /// a kind that was not added is one that is not served.
+    pub(super) fn start(&mut self, all_served: bool) {
+        let kinds = &self.kinds;
         let is_read = |object: ObjectKind| match kinds.values().find(|kind| kind.api.object == object) {
             Some(kind) => kind.synced,
             None => all_served,
         };
-        let texts = self.stored.of_file(&self.origin);
-        texts
-            .into_iter()
-            .filter_map(|text| understood(parser, text))
-            .filter(|(key, _)| !is_read(key.kind))
-            .collect()
-    }
-
-    /// Everything that is known is told, as all that there is. Whether that is so is for the caller to say. `all_served`:
-    /// a kind that was not added is one that is not served.
-    pub(super) fn start(&mut self, all_served: bool) {
-        let adopted = self.adopted(all_served);
-        self.adopted = adopted.iter().map(|(key, _)| key.kind).collect();
+        let mut objects = self.kept.adopt(&mut self.parser, is_read);
         self.started = true;
-        let mut objects: Vec<Object> = Vec::new();
-        let mut lines = Vec::new();
-        for (key, good) in adopted {
-            tracing::warn!(object = %key, "cannot be read from the API: its last known version stays in force");
-            objects.push(good.object.clone());
-            lines.push(saved(&self.origin, &key, &good.object, good.text));
-        }
+        let mut in_force = Vec::new();
         for kind in self.kinds.values_mut() {
-            let mut texts = std::mem::take(&mut kind.texts);
             if kind.synced {
                 objects.extend(Self::objects_of(kind));
             }
@@ -595,28 +462,23 @@ impl Catalogue {
                 if is_kept(kind.api.object)
                     && let (Some(key), Some(object)) = (entry.key(), entry.object())
                 {
-                    lines.push(saved(&self.origin, &key, object, texts.remove(&key)));
+                    in_force.push((key, object.clone()));
                 }
             }
         }
         self.events.insert(0, SourceEvent::Reset(objects));
-        self.store.snapshot(lines);
-        self.unsaved = false;
-        if self.adopted.is_empty() && self.kinds.values().all(|kind| kind.synced) {
-            self.stored = Stored::default();
+        self.kept.snapshot(in_force);
+        if !self.kept.has_adopted() && self.kinds.values().all(|kind| kind.synced) {
+            self.kept.forget_last();
         }
     }
 
     /// All kinds that are served have been added: of others there is nothing.
     pub(super) fn all_served(&mut self) {
-        let kinds: Vec<ObjectKind> = self
-            .adopted
-            .iter()
-            .copied()
-            .filter(|object| !self.kinds.values().any(|kind| kind.api.object == *object))
-            .collect();
+        let added = &self.kinds;
+        let is_added = |object: ObjectKind| added.values().any(|kind| kind.api.object == object);
+        let kinds = self.kept.unserved(is_added);
         if !kinds.is_empty() {
-            self.adopted.retain(|kind| !kinds.contains(kind));
             self.events.push(SourceEvent::ResetKinds {
                 kinds,
                 objects: Vec::new(),
@@ -630,21 +492,8 @@ impl Catalogue {
 
     /// What follows from all that was taken in, in its order.
     pub(super) fn events(&mut self) -> Vec<SourceEvent> {
-        if self.started {
-            self.store.append(std::mem::take(&mut self.lines));
-        }
-        if std::mem::take(&mut self.unknown_changed) {
-            let problems = self.unknown.iter().filter_map(|(what, objects)| {
-                let mut problem = what.problem(objects.len(), "objects");
-                problem.object = Some(objects.first()?.clone());
-                Some(problem)
-            });
-            let event = SourceEvent::Problems {
-                origin: "unknown fields".into(),
-                problems: problems.collect(),
-            };
-            self.events.push(event);
-        }
+        self.kept.write();
+        self.events.extend(self.remarks.unknown_fields());
         if self.started {
             std::mem::take(&mut self.events)
         } else {
@@ -654,28 +503,8 @@ impl Catalogue {
 
     /// Whose problems are others now.
     pub(super) fn reports(&mut self) -> Vec<ObjectProblems> {
-        std::mem::take(&mut self.reports)
+        self.remarks.reports()
     }
-}
-
-fn saved(origin: &Arc<Path>, key: &ObjectKey, object: &Object, text: Option<Arc<str>>) -> Line {
-    Line {
-        file: origin.clone(),
-        key: key.clone(),
-        version: Some(Version {
-            object: object.clone(),
-            text,
-        }),
-    }
-}
-
-fn stored_version(stored: &Stored, origin: &Path, parser: &mut Parser, key: &ObjectKey) -> Option<Good> {
-    let (found, good) = understood(parser, stored.of_object(origin, key)?)?;
-    (found == *key).then_some(good)
-}
-
-fn origin(api: &ApiKind, (namespace, name): Name<'_>) -> Arc<str> {
-    format!("{} {namespace}/{name}", kind_name(api)).into()
 }
 
 pub(super) fn api_version(api: &ApiKind) -> String {

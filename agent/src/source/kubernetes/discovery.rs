@@ -76,7 +76,13 @@ impl Crds {
                     return true;
                 }
             }
-            Message::Gone(object) => return crd_name(&object).is_some_and(|name| self.names.remove(&name)),
+            Message::Gone(object) => {
+                let Some(name) = crd_name(&object) else { return false };
+                if let Some(listing) = &mut self.listing {
+                    listing.remove(&name);
+                }
+                return self.names.remove(&name);
+            }
             Message::Failed(failure) => {
                 self.answered = true;
                 // What was known stays so while the server cannot be asked.

@@ -9,24 +9,29 @@
 //!   known, has been deleted since.
 
 mod kept;
+mod names;
 mod objects;
 mod remarks;
 #[cfg(test)]
 mod tests;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use serde_json::Value;
 
 pub use self::remarks::ObjectProblems;
 use self::{
     kept::{Kept, is_kept},
+    names::can_be_renamed,
     objects::{Entry, Name, Objects},
     remarks::Remarks,
 };
 use super::{version::number, watch::version_of};
 use crate::{
-    api::{ApiKind, Object, ObjectKind, Parser, Severity},
+    api::{ApiKind, Object, ObjectKey, ObjectKind, Outcome, Parser, Severity},
     source::{
         SourceEvent,
         store::{Store, Stored},
@@ -34,11 +39,14 @@ use crate::{
     },
 };
 
-#[derive(Clone, Copy)]
 struct Listing {
     number: u32,
     /// The kind's `floor` when the list began: what another list has told since may be newer than this one.
     floor: u64,
+    /// The kind's `delivered` when the list began.
+    delivered: u64,
+    /// Objects (namespace, name) that the list has in a version older than the one known. Few, if any.
+    older: BTreeSet<(Box<str>, Box<str>)>,
 }
 
 struct Kind {
@@ -54,9 +62,23 @@ struct Kind {
 }
 
 impl Kind {
-    /// The number of the list that is being taken in, else of the last one.
-    fn list(&self) -> u32 {
-        self.listing.map_or(self.lists, |listing| listing.number)
+    fn begin(&mut self) -> Listing {
+        self.lists += 1;
+        Listing {
+            number: self.lists,
+            floor: self.floor,
+            delivered: self.delivered,
+            older: BTreeSet::new(),
+        }
+    }
+
+    /// Whatever is told next is newer than what is known.
+    fn forget_versions(&mut self) {
+        self.floor = 0;
+        self.delivered = 0;
+        for entry in self.objects.iter_mut() {
+            entry.version = 0;
+        }
     }
 }
 
@@ -104,12 +126,22 @@ impl Catalogue {
         });
     }
 
-    /// The kind is not served any more, and so none of its objects is there.
-    pub(super) fn remove(&mut self, slot: &'static str) {
+    /// The kind is not served any more, and so none of its objects is there; unless it is `succeeded` by one whose first list
+    /// says what is in force instead of them.
+    pub(super) fn remove(&mut self, slot: &'static str, succeeded: bool) {
         let Some(kind) = self.kinds.remove(slot) else { return };
+        if succeeded {
+            for entry in kind.objects.iter() {
+                self.events.extend(self.remarks.forget(&kind.api, entry));
+            }
+            let known = kind.objects.iter().map(|entry| called(&kind.api, entry.name()));
+            self.kept.leave(kind.api.object, known.collect());
+            return;
+        }
         for entry in kind.objects.iter() {
             self.forget(&kind.api, entry);
         }
+        self.kept.listed(kind.api.object, |_| false);
         if self.started {
             self.events.push(SourceEvent::ResetKinds {
                 kinds: vec![kind.api.object],
@@ -141,44 +173,62 @@ impl Catalogue {
 
     pub(super) fn begin(&mut self, slot: &str) {
         if let Some(kind) = self.kinds.get_mut(slot) {
-            kind.lists += 1;
-            kind.listing = Some(Listing {
-                number: kind.lists,
-                floor: kind.floor,
-            });
+            kind.listing = Some(kind.begin());
         }
     }
 
     /// An object of the list that was begun.
     pub(super) fn item(&mut self, slot: &str, value: &Value) {
         let Some(kind) = self.kinds.get_mut(slot) else { return };
-        let list = kind.list();
+        let Some(listing) = &mut kind.listing else { return };
         let Some(name) = name(value) else { return };
         let version = number(version_of(value));
         // Told to be gone since this list began.
-        let overtaken = kind.listing.is_some_and(|listing| listing.floor < kind.floor) && version <= kind.floor;
+        let overtaken = listing.floor < kind.floor && version <= kind.floor;
         match kind.objects.get_mut(name) {
             Some(entry) => {
-                entry.listed = entry.listed.max(list);
-                if entry.version >= version && version != 0 {
+                entry.listed = entry.listed.max(listing.number);
+                if entry.version > version && version != 0 {
+                    listing.older.insert((name.0.into(), name.1.into()));
+                    return;
+                }
+                // A list that comes as a stream may begin with an earlier state.
+                if !listing.older.is_empty() {
+                    listing.older.remove(&(name.0.into(), name.1.into()));
+                }
+                if entry.version == version && version != 0 {
                     return;
                 }
             }
             None if overtaken && version != 0 => return,
             None => {}
         }
+        let list = listing.number;
         // Told when the list is over.
         self.put(slot, name, value, list);
     }
 
-    /// The list that was begun is over: what it did not name is gone.
-    pub(super) fn listed(&mut self, slot: &str, version: u64) {
-        let Some(kind) = self.kinds.get_mut(slot) else { return };
-        let Some(list) = kind.listing.take() else { return };
-        // Older than what was known when it was asked for: the store behind the API was put back to an earlier state. That
-        // is the truth now.
-        let earlier = version < list.floor;
-        self.merge(slot, version, list.number, earlier);
+    /// The list that was begun is over: what it did not name is gone. False: it contradicts what was known, and so nothing
+    /// follows from it; the kind must be listed again, which will be believed whatever it says.
+    ///
+    /// The store behind the API was put back to an earlier state then. Either the list is older than what was known when it was
+    /// asked for; or, where versions were made to go on after those given out before (`etcdutl snapshot restore
+    /// --bump-revision`), it has an object in an older version than one that is known, which is not newer than the list.
+    pub(super) fn listed(&mut self, slot: &str, version: u64) -> bool {
+        let Some(kind) = self.kinds.get_mut(slot) else {
+            return true;
+        };
+        let Some(list) = kind.listing.take() else { return true };
+        let mut older = list
+            .older
+            .iter()
+            .filter_map(|(namespace, name)| kind.objects.get((namespace, name)));
+        if version < list.delivered || older.any(|entry| entry.version <= version) {
+            kind.forget_versions();
+            return false;
+        }
+        self.merge(slot, version, list.number);
+        true
     }
 
     /// Takes in a list that came beside the watch, whole.
@@ -187,11 +237,17 @@ impl Catalogue {
         if version < kind.floor {
             return;
         }
-        kind.lists += 1;
-        let own = Listing {
-            number: kind.lists,
-            floor: kind.floor,
+        // As in `listed`.
+        let contradicts = |item: &Value| {
+            let known = name(item).and_then(|name| kind.objects.get(name));
+            known
+                .is_some_and(|entry| entry.version <= version && (1..entry.version).contains(&number(version_of(item))))
         };
+        if items.iter().any(contradicts) {
+            kind.forget_versions();
+        }
+        let own = kind.begin();
+        let number = own.number;
         let listing = kind.listing.replace(own);
         for item in items {
             self.item(slot, item);
@@ -199,7 +255,7 @@ impl Catalogue {
         if let Some(kind) = self.kinds.get_mut(slot) {
             kind.listing = listing;
         }
-        self.merge(slot, version, own.number, false);
+        self.merge(slot, version, number);
     }
 
     /// Takes in what was read beside the watch: all that happened after a version that the watch had come to by then, what
@@ -223,40 +279,32 @@ impl Catalogue {
         }
     }
 
-    fn merge(&mut self, slot: &str, version: u64, list: u32, earlier: bool) {
+    fn merge(&mut self, slot: &str, version: u64, list: u32) {
         let Some(kind) = self.kinds.get_mut(slot) else { return };
-        if earlier {
-            kind.floor = version;
-            kind.delivered = version;
-        } else {
-            kind.floor = kind.floor.max(version);
-            kind.delivered = kind.delivered.max(version);
-        }
+        kind.floor = kind.floor.max(version);
+        kind.delivered = kind.delivered.max(version);
         kind.synced = true;
         let api = kind.api;
         let gone = kind
             .objects
-            .extract(|entry| entry.listed < list && (earlier || entry.version <= version));
-        let objects = Self::objects_of(kind);
-        for entry in kind.objects.iter_mut() {
-            entry.told = entry.object().is_some();
-        }
+            .extract(|entry| entry.listed < list && entry.version <= version);
+        self.kept.listed(api.object, |called| {
+            let name = (called.namespace.as_deref().unwrap_or_default(), &*called.name);
+            kind.objects.get(name).is_some()
+        });
         for entry in &gone {
             self.forget(&api, entry);
         }
         if self.started {
+            let objects = self.in_force(slot);
             self.events.push(SourceEvent::ResetKinds {
                 kinds: vec![api.object],
                 objects,
             });
             if self.kinds.values().all(|kind| kind.synced) {
-                self.kept.forget_last();
+                self.kept.all_listed();
             }
         }
-    }
-
-    fn objects_of(kind: &Kind) -> Vec<Object> {
-        kind.objects.iter().filter_map(Entry::object).cloned().collect()
     }
 
     // === Changes ===
@@ -276,8 +324,7 @@ impl Catalogue {
         {
             return;
         }
-        let list = kind.list();
-        self.put_and_tell(slot, name, value, list);
+        self.put_and_tell(slot, name, value);
     }
 
     /// The watch told a deletion.
@@ -300,27 +347,13 @@ impl Catalogue {
         let Some(entry) = kind.objects.remove(name) else {
             return;
         };
-        let key = entry.key();
-        // Two names of the API may be one of Calico's (with and without the prefix `default.`).
-        let other = match &key {
-            Some(key) if is_kept(api.object) => kind
-                .objects
-                .iter()
-                .find(|other| other.key().as_ref() == Some(key))
-                .and_then(|other| other.object().cloned()),
-            _ => None,
-        };
         let synced = kind.synced;
         self.forget(&api, &entry);
         if self.started
             && synced
-            && entry.told
-            && let Some(key) = key
+            && let Some(key) = entry.key()
         {
-            self.events.push(match other {
-                Some(object) => SourceEvent::Apply(object),
-                None => SourceEvent::Delete(key),
-            });
+            self.tell_owner(slot, key, entry.told);
         }
     }
 
@@ -340,10 +373,9 @@ impl Catalogue {
             // What the watch has told already and is not known has been deleted since.
             None => version > kind.delivered,
         };
-        let list = kind.list();
         let listing = kind.listing.is_some();
         if newer {
-            self.put_and_tell(slot, name, value, list);
+            self.put_and_tell(slot, name, value);
         }
         let kind = self.kinds.get_mut(slot)?;
         let entry = kind.objects.get_mut(name)?;
@@ -356,18 +388,33 @@ impl Catalogue {
         Some((object, entry.version))
     }
 
-    fn put_and_tell(&mut self, slot: &str, name: Name<'_>, value: &Value, list: u32) {
-        let changed = self.put(slot, name, value, list);
+    /// Takes in a version that is in no list.
+    fn put_and_tell(&mut self, slot: &str, name: Name<'_>, value: &Value) {
+        let was = self
+            .kinds
+            .get(slot)
+            .and_then(|kind| kind.objects.get(name))
+            .and_then(|entry| {
+                let known_as = entry.key().filter(|key| can_be_renamed(key.kind))?;
+                Some((known_as, entry.told))
+            });
+        let changed = self.put(slot, name, value, 0);
         let Some(kind) = self.kinds.get_mut(slot) else { return };
-        let synced = kind.synced;
-        if self.started
-            && synced
-            && changed
-            && let Some(entry) = kind.objects.get_mut(name)
-            && let Some(object) = entry.object().cloned()
-        {
-            entry.told = true;
-            self.events.push(SourceEvent::Apply(object));
+        if !self.started || !kind.synced {
+            return;
+        }
+        let Some(entry) = kind.objects.get_mut(name) else {
+            return;
+        };
+        entry.told &= !changed;
+        let Some(key) = entry.key() else { return };
+        // What is new comes before what goes.
+        let left = was.filter(|(known_as, _)| *known_as != key);
+        if changed || can_be_renamed(key.kind) {
+            self.tell_owner(slot, key, false);
+        }
+        if let Some((known_as, told)) = left {
+            self.tell_owner(slot, known_as, told);
         }
     }
 
@@ -379,15 +426,15 @@ impl Catalogue {
         let api = kind.api;
         let api_version = api_version(&api);
         let mut parsed = self.parser.parse(value, Some((&api_version, api.kind)));
-        let key = parsed.key;
+        let called = || called(&api, name);
         let entry = kind.objects.entry(name);
         let last = entry.good();
         let before = last.as_ref().map(|good| good.object.clone());
-        let last = match (&last, &key) {
-            (None, Some(key)) if is_kept(api.object) && !matches!(parsed.outcome, crate::api::Outcome::Valid(_)) => {
-                self.kept.last(&mut self.parser, key)
+        let last = match last {
+            None if is_kept(api.object) && !matches!(parsed.outcome, Outcome::Valid(_)) => {
+                self.kept.last(&mut self.parser, &called())
             }
-            _ => last,
+            last => last,
         };
         let (mut good, consequence) = choose(parsed.outcome, parsed.manifest.map(Arc::from), last);
         for problem in &mut parsed.problems {
@@ -405,27 +452,16 @@ impl Catalogue {
         let text = good.as_mut().and_then(|good| good.text.take());
         entry.version = number(version_of(value));
         entry.listed = entry.listed.max(list);
-        entry.set(good);
-        let now = entry.key();
+        entry.set(good, value);
         if changed
             && is_kept(api.object)
-            && let (Some(key), Some(object)) = (&now, entry.object())
+            && let Some(object) = entry.object()
         {
-            self.kept.keep(key, object, text);
+            self.kept.keep(&called(), object, text);
         }
         if remarked || entry.remarks {
-            let event = self
-                .remarks
-                .tell(&api, name, value, key.as_ref(), parsed.problems, parsed.unknown);
+            let event = self.remarks.tell(&api, name, value, parsed.problems, parsed.unknown);
             self.events.push(event);
-        }
-        // Calico's name of a policy depends on its tier.
-        if self.started
-            && let Some(old) = before
-                .map(|object| object.key())
-                .filter(|old| Some(old) != now.as_ref())
-        {
-            self.events.push(SourceEvent::Delete(old));
         }
         changed
     }
@@ -433,10 +469,8 @@ impl Catalogue {
     /// The object is gone: what was kept and told of it goes, too.
     fn forget(&mut self, api: &ApiKind, entry: &Entry) {
         self.events.extend(self.remarks.forget(api, entry));
-        if is_kept(api.object)
-            && let Some(key) = entry.key()
-        {
-            self.kept.forget(key);
+        if is_kept(api.object) {
+            self.kept.forget(called(api, entry.name()));
         }
     }
 
@@ -453,23 +487,23 @@ impl Catalogue {
         let mut objects = self.kept.adopt(&mut self.parser, is_read);
         self.started = true;
         let mut in_force = Vec::new();
-        for kind in self.kinds.values_mut() {
-            if kind.synced {
-                objects.extend(Self::objects_of(kind));
-            }
-            for entry in kind.objects.iter_mut() {
-                entry.told = kind.synced && entry.object().is_some();
-                if is_kept(kind.api.object)
-                    && let (Some(key), Some(object)) = (entry.key(), entry.object())
-                {
-                    in_force.push((key, object.clone()));
-                }
-            }
+        for kind in self.kinds.values().filter(|kind| is_kept(kind.api.object)) {
+            let known = kind.objects.iter();
+            in_force.extend(known.filter_map(|entry| Some((called(&kind.api, entry.name()), entry.object()?.clone()))));
+        }
+        let synced: Vec<&'static str> = self
+            .kinds
+            .iter()
+            .filter_map(|(slot, kind)| kind.synced.then_some(*slot))
+            .collect();
+        let all = synced.len() == self.kinds.len();
+        for slot in synced {
+            objects.extend(self.in_force(slot));
         }
         self.events.insert(0, SourceEvent::Reset(objects));
         self.kept.snapshot(in_force);
-        if !self.kept.has_adopted() && self.kinds.values().all(|kind| kind.synced) {
-            self.kept.forget_last();
+        if all {
+            self.kept.all_listed();
         }
     }
 
@@ -493,7 +527,7 @@ impl Catalogue {
     /// What follows from all that was taken in, in its order.
     pub(super) fn events(&mut self) -> Vec<SourceEvent> {
         self.kept.write();
-        self.events.extend(self.remarks.unknown_fields());
+        self.events.extend(self.remarks.events());
         if self.started {
             std::mem::take(&mut self.events)
         } else {
@@ -504,6 +538,15 @@ impl Catalogue {
     /// Whose problems are others now.
     pub(super) fn reports(&mut self) -> Vec<ObjectProblems> {
         self.remarks.reports()
+    }
+}
+
+/// Names an object as the API does.
+fn called(api: &ApiKind, (namespace, name): Name<'_>) -> ObjectKey {
+    ObjectKey {
+        kind: api.object,
+        namespace: api.namespaced.then(|| namespace.into()),
+        name: name.into(),
     }
 }
 

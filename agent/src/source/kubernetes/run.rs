@@ -286,6 +286,12 @@ impl Runner {
                     self.watch(resource);
                 }
                 self.catalogue.all_served();
+                let problems = SourceEvent::Problems {
+                    origin: "kubernetes groups".into(),
+                    problems: seen.problems(),
+                };
+                // Where nobody listens any more, the next event says so.
+                let _ = self.outbox.events.send(problems);
             }
         }
     }

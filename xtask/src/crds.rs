@@ -19,6 +19,15 @@ const DIRS: [&str; 2] = ["deploy/crds", "deploy/helm/weir/crds"];
 pub fn run(_arguments: &Arguments) -> Result<()> {
     setup::ensure(Verb::Build)?;
     let mut cargo = workspace::cargo();
-    cargo.args(["run", "--quiet", "--locked", "--workspace", "--example", "crds", "--"]);
+    cargo.args([
+        "run",
+        "--quiet",
+        "--locked",
+        "--package",
+        "weir",
+        "--example",
+        "crds",
+        "--",
+    ]);
     process::run(cargo.args(DIRS.map(|dir| workspace::root().join(dir))))
 }

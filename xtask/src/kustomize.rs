@@ -15,5 +15,13 @@ pub struct Arguments {}
 pub fn run(_arguments: &Arguments) -> Result<()> {
     setup::ensure(Verb::Cluster)?;
     let mut cargo = workspace::cargo();
-    process::run(cargo.args(["run", "--quiet", "--locked", "--workspace", "--example", "kustomize"]))
+    process::run(cargo.args([
+        "run",
+        "--quiet",
+        "--locked",
+        "--package",
+        "weir-tests",
+        "--example",
+        "kustomize",
+    ]))
 }

@@ -7,6 +7,13 @@
 //! - of each kind the version of the last list (`floor`): what is older than that, and not in the list, is gone,
 //! - of each kind how far the watch has come (`delivered`): an object read by itself that is older than that, and not
 //!   known, has been deleted since.
+//!
+//! | file | what |
+//! |---|---|
+//! | `objects` | a kind's objects by name |
+//! | `names` | whose a name is that several objects claim |
+//! | `kept` | what outlives the agent |
+//! | `remarks` | what is wrong with objects |
 
 mod kept;
 mod names;
@@ -390,14 +397,11 @@ impl Catalogue {
 
     /// Takes in a version that is in no list.
     fn put_and_tell(&mut self, slot: &str, name: Name<'_>, value: &Value) {
-        let was = self
-            .kinds
-            .get(slot)
-            .and_then(|kind| kind.objects.get(name))
-            .and_then(|entry| {
-                let known_as = entry.key().filter(|key| can_be_renamed(key.kind))?;
-                Some((known_as, entry.told))
-            });
+        let kind = self.kinds.get(slot).filter(|kind| can_be_renamed(kind.api.object));
+        let was = kind.and_then(|kind| {
+            let entry = kind.objects.get(name)?;
+            Some((entry.key()?, entry.told))
+        });
         let changed = self.put(slot, name, value, 0);
         let Some(kind) = self.kinds.get_mut(slot) else { return };
         if !self.started || !kind.synced {

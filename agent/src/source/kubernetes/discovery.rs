@@ -236,7 +236,10 @@ impl Discovery {
             .filter(|api| matches!(api.object, ObjectKind::Policy(_)))
         {
             let target = names_of(&format!("/apis/{group}/{}/{}", api.version, api.plural));
-            let answer = self.api.open(&format!("{}?limit=1", target.path), target.accept).await;
+            let answer = self
+                .api
+                .open(&format!("{}?limit=1", target.path), target.accept_list())
+                .await;
             let text = match answer {
                 Ok(answer) => answer.all().await?,
                 Err(Failure::Missing | Failure::Forbidden(_)) => continue,

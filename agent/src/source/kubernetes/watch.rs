@@ -14,7 +14,7 @@ use tokio::{sync::mpsc, time::timeout};
 
 use super::{
     backoff::{Backoff, spread},
-    client::{Answer, Api, Failure, Status},
+    client::{Answer, Api, Failure, METADATA_LIST, METADATA_ONLY, Status},
     health::WatchHealth,
     project::{INITIAL_EVENTS_END, Line, Shape, line, page},
     version::number,
@@ -50,6 +50,17 @@ pub(super) struct Target {
     pub(super) shape: &'static Shape,
     /// It is kube-apiserver itself that serves it: lists may come as streams, and progress is told.
     pub(super) native: bool,
+}
+
+impl Target {
+    /// What to accept for a list that does not come as a stream.
+    pub(super) fn accept_list(&self) -> &'static str {
+        if self.accept == METADATA_ONLY {
+            METADATA_LIST
+        } else {
+            self.accept
+        }
+    }
 }
 
 /// What a watch has to say.
@@ -247,7 +258,7 @@ impl Watch {
             } else {
                 format!("limit={PAGE}&continue={}", escaped(&next))
             };
-            let text = self.api.open(&self.path(&query), self.target.accept).await?;
+            let text = self.api.open(&self.path(&query), self.target.accept_list()).await?;
             let text = text.all().await?;
             self.health.received(text.len());
             let page = page(&text, self.target.shape).map_err(|error| garbled(&error))?;

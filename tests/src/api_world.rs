@@ -101,9 +101,7 @@ impl ApiWorld {
     /// # Errors
     /// The API server's.
     pub fn push(&self, name: &str) -> Result<()> {
-        let path = self.world.manifests.path(name);
-        let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
-        self.apply(&text)
+        push(&self.world, self.cluster.api(), name)
     }
 
     /// Writes objects to the API server, with their status.
@@ -111,8 +109,7 @@ impl ApiWorld {
     /// # Errors
     /// The API server's.
     pub fn apply(&self, text: &str) -> Result<()> {
-        let objects: Vec<Value> = serde_saphyr::from_multiple(text).context("parse objects")?;
-        objects.iter().try_for_each(|object| self.put(object))
+        apply(self.cluster.api(), text)
     }
 
     /// Writes an object to the API server, with its status.
@@ -197,6 +194,21 @@ pub fn rights() -> Result<Vec<Value>> {
         )
     };
     Ok(objects.into_iter().filter(of_rights).collect())
+}
+
+/// Writes the objects of one of a lab's manifest files to an API server, with their status.
+///
+/// # Errors
+/// If there is no such file; the API server's.
+pub fn push(world: &World, api: &Api, name: &str) -> Result<()> {
+    let path = world.manifests.path(name);
+    let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+    apply(api, &text)
+}
+
+fn apply(api: &Api, text: &str) -> Result<()> {
+    let objects: Vec<Value> = serde_saphyr::from_multiple(text).context("parse objects")?;
+    objects.iter().try_for_each(|object| put(api, object))
 }
 
 /// Writes an object to the API server, with its status.

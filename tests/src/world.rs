@@ -136,11 +136,20 @@ impl World {
     /// # Errors
     /// If one does not come up.
     pub fn start_agents(&mut self) -> Result<()> {
+        self.spawn_agents()?;
+        self.agents.values_mut().try_for_each(|agent| agent.wait(ENFORCED))
+    }
+
+    /// Starts an agent on every node.
+    ///
+    /// # Errors
+    /// If one does not start.
+    pub fn spawn_agents(&mut self) -> Result<()> {
         for node in self.lab.nodes() {
             let agent = Agent::start(&self.lab, &node.name, self.manifests.directory(), self.options.clone())?;
             self.agents.insert(node.name.clone(), agent);
         }
-        self.agents.values_mut().try_for_each(|agent| agent.wait(ENFORCED))
+        Ok(())
     }
 
     /// The agent of a node.

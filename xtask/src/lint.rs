@@ -81,7 +81,7 @@ fn clippy() -> Result<()> {
         "--workspace",
         "--all-targets",
         "--features",
-        "xtask/bench,xtask/soak",
+        "xtask/bench,xtask/cluster,xtask/demo,xtask/e2e,xtask/soak",
     ]);
     process::run(cargo.args(["--", "-Dwarnings"]))
 }

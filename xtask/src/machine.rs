@@ -29,7 +29,8 @@ pub fn kernel() -> Result<String> {
     }
 }
 
-fn version(release: &str) -> Option<(u32, u32)> {
+/// The first two numbers of a version, whatever follows them.
+pub fn version(release: &str) -> Option<(u32, u32)> {
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse);
     Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
 }
@@ -58,10 +59,14 @@ mod tests {
     use super::version;
 
     #[test]
-    fn versions_of_all_distributions_are_read() {
+    fn versions_of_kernels_and_of_go_are_read() {
         assert_eq!(version("6.1.0-44-amd64"), Some((6, 1)));
         assert_eq!(version("6.18.44"), Some((6, 18)));
         assert_eq!(version("6.12+bpo-cloud"), Some((6, 12)));
         assert_eq!(version("unknown"), None);
+        assert_eq!(version("1.26.8"), Some((1, 26)));
+        assert_eq!(version("1.21rc2"), Some((1, 21)));
+        assert_eq!(version("1.19~1"), Some((1, 19)));
+        assert_eq!(version("(none)"), None);
     }
 }

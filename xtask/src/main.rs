@@ -16,6 +16,7 @@ mod demo;
 mod e2e;
 mod fuzz;
 mod go;
+mod go_search;
 mod image;
 mod kustomize;
 mod lint;

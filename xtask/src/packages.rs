@@ -66,7 +66,7 @@ const PROGRAMS: [Program; 13] = [
     Program {
         name: "bpftool",
         package: "bpftool",
-        verbs: &[Verb::Test, Verb::Bench],
+        verbs: &[Verb::Test, Verb::Bench, Verb::Cluster],
     },
     Program {
         name: "containerd",

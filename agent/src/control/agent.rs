@@ -10,6 +10,7 @@ use tracing::{error, info, warn};
 
 use super::{
     attach::Attachments,
+    departed::Departed,
     endpoints::{Interface, LocalEndpoints},
     explain::{self, ExplainRequest, Explanation},
     forwarding::Forwarding,
@@ -32,12 +33,12 @@ use crate::{
     memory,
     metrics::{Instruments, Trigger},
     policy::{
-        change::{Change, PeerKey},
+        change::Change,
         compile::Compiler,
         evaluate::World,
         plan::{Capacity, Shortage},
     },
-    source::SourceEvent,
+    source::{Gap, SourceEvent},
 };
 
 /// For how long the first sync waits for discovery to say something about every pod.
@@ -66,6 +67,7 @@ pub struct Agent {
     pub(super) waits: Waits,
     pub(super) hits: Hits,
     pub(super) removals: Removals,
+    pub(super) departed: Departed,
     pub(super) attachments: Attachments,
     /// How the installation of the CNI plugin stands. None: not tried yet, or not wanted.
     pub(super) plugin: Option<PluginReport>,
@@ -74,9 +76,9 @@ pub struct Agent {
     /// Plans, and whole states, that were written to the kernel.
     pub(super) written: u64,
     /// The source has been read once, whole.
-    synced: bool,
+    pub(super) synced: bool,
     /// What of the source cannot be read, and so is enforced as it was last known, or not at all.
-    incomplete: Option<String>,
+    pub(super) incomplete: Option<Gap>,
     /// When the first sync stops waiting for discovery, but for pods that an earlier agent enforces.
     first_sync_by: Option<Instant>,
     /// Everything of the first sync is enforced, and what was stale is removed.
@@ -128,6 +130,7 @@ impl Agent {
             waits: Waits::default(),
             hits: Hits::default(),
             removals: Removals::default(),
+            departed: Departed::default(),
             attachments: parts.attachments,
             plugin: None,
             installer: parts.installer,
@@ -199,6 +202,7 @@ impl Agent {
     /// What discovery found out.
     pub fn discovery_event(&mut self, event: endpoint::Event) {
         match event {
+            event if self.departed.concerns(&event) => self.departed_event(&event),
             endpoint::Event::Found {
                 pod,
                 ifindex,
@@ -256,7 +260,7 @@ impl Agent {
             let detached = self
                 .endpoints
                 .iter()
-                .filter(|(_, endpoint)| endpoint.interface.is_some() && !endpoint.attached);
+                .filter(|(_, endpoint)| endpoint.interface.is_some() && !endpoint.is_attached());
             for pod in detached.map(|(pod, _)| pod.clone()).collect::<Vec<_>>() {
                 self.bind(&pod);
             }
@@ -300,46 +304,6 @@ impl Agent {
         }
     }
 
-    /// Why not everything is enforced, if something is not.
-    #[must_use]
-    pub fn unready(&self) -> Option<String> {
-        if !self.synced {
-            return Some("the source has not been read yet".to_owned());
-        }
-        if let Some((what, _)) = &self.broken {
-            return Some(what.clone());
-        }
-        if !self.settled {
-            return Some("interfaces of pods are still being looked for".to_owned());
-        }
-        if let Some(reason) = &self.incomplete {
-            return Some(reason.clone());
-        }
-        if let Some(reason) = self.without_plugin() {
-            return Some(reason);
-        }
-        self.shortages.first().map(|shortage| {
-            format!(
-                "map {} is too small: {} entries needed, {} there; {}",
-                shortage.map, shortage.needed, shortage.capacity, shortage.consequence
-            )
-        })
-    }
-
-    /// Local pods that are not enforced, with the reason.
-    pub fn unenforced(&self) -> impl Iterator<Item = (&PeerKey, String)> {
-        self.endpoints
-            .iter()
-            .filter(|(_, endpoint)| !endpoint.attached)
-            .map(|(pod, endpoint)| {
-                let reason = endpoint.trouble.clone();
-                (
-                    pod,
-                    reason.unwrap_or_else(|| "its interface has not been found yet".to_owned()),
-                )
-            })
-    }
-
     /// All problems of the source.
     pub fn all_problems(&self) -> impl Iterator<Item = &Problem> {
         self.problems.values().flatten()
@@ -365,19 +329,6 @@ impl Agent {
     pub fn plugin_report(&mut self, report: PluginReport) {
         self.plugin = Some(report);
         self.progress();
-    }
-
-    /// Why pods may start without their policy, if the CNI plugin is to keep them from it.
-    fn without_plugin(&self) -> Option<String> {
-        self.options.cni.as_ref()?;
-        match &self.plugin {
-            None => Some("the CNI plugin is being installed".to_owned()),
-            Some(report) if report.failed => Some(format!(
-                "the CNI plugin is not installed: {}",
-                report.reason.as_deref().unwrap_or("no reason given")
-            )),
-            Some(_) => None,
-        }
     }
 
     // === Objects ===
@@ -427,9 +378,9 @@ impl Agent {
                 }
                 None => {
                     self.discovery.forget(key.clone());
-                    if let Some(id) = self.endpoints.remove(&key).and_then(|endpoint| endpoint.id) {
-                        changes.push(Change::Endpoint(id, None));
-                        self.release(id);
+                    if let Some(endpoint) = self.endpoints.remove(&key) {
+                        changes.extend(endpoint.id.map(|id| Change::Endpoint(id, None)));
+                        self.depart(key.clone(), endpoint);
                     }
                     self.forget_attachment(&key);
                 }
@@ -448,7 +399,7 @@ impl Agent {
 
     /// Ends the first sync when it is over, and answers who waits for what is now true.
     pub(super) fn progress(&mut self) {
-        if self.synced && !self.settled && self.broken.is_none() {
+        if self.synced && !self.settled && self.broken.is_none() && !self.is_strange() {
             let late =
                 self.first_sync_by.is_some_and(|by| by <= Instant::now()) && !self.endpoints.unanswered_inherited();
             if late || (self.endpoints.unanswered() == 0 && self.attachments.confirmed()) {
@@ -459,7 +410,11 @@ impl Agent {
                         self.settled = true;
                         self.trim.get_or_insert_with(|| Instant::now() + TRIM_AFTER);
                         info!(
-                            endpoints = self.endpoints.iter().filter(|(_, endpoint)| endpoint.attached).count(),
+                            endpoints = self
+                                .endpoints
+                                .iter()
+                                .filter(|(_, endpoint)| endpoint.is_attached())
+                                .count(),
                             "everything in the source is enforced"
                         );
                     }

@@ -23,6 +23,9 @@ use crate::{
 /// A pod that is not known is asked for at the source again after so long, while its ADD waits.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 
+/// A pod that could not be attached is tried again after so long, while its ADD waits.
+const TRY_AGAIN: Duration = Duration::from_secs(1);
+
 /// What the CNI plugin has told, and what it waits for.
 #[derive(Debug)]
 pub struct Attachments {
@@ -45,6 +48,8 @@ struct Waiting {
     deadline: Instant,
     /// When the pod is asked for at the source.
     ask: Instant,
+    /// Not before that it is tried again.
+    again: Instant,
     reply: Reply<CniAnswer>,
 }
 
@@ -53,6 +58,8 @@ enum Outcome {
     Answer(CniAnswer),
     /// Not yet, for this reason.
     Wait(String),
+    /// It was tried in vain: not at once again, whatever happens.
+    Failed(String),
     /// The source has to tell of the pod first.
     Unknown(String),
 }
@@ -89,7 +96,7 @@ impl Attachments {
     pub fn next(&self) -> Option<Instant> {
         self.waiting
             .iter()
-            .map(|waiting| waiting.deadline.min(waiting.ask))
+            .map(|waiting| waiting.deadline.min(waiting.ask).max(waiting.again))
             .min()
     }
 
@@ -158,6 +165,7 @@ impl Agent {
                         trouble: None,
                         deadline,
                         ask: now,
+                        again: now,
                         reply,
                     });
                     return self.retry_adds(now);
@@ -190,12 +198,24 @@ impl Agent {
             if waiting.reply.is_closed() {
                 continue;
             }
+            if now < waiting.again {
+                self.attachments.waiting.push(waiting);
+                continue;
+            }
             let answer = match self.try_add(&waiting.attachment) {
                 Outcome::Answer(answer) => answer,
-                Outcome::Wait(reason) if now >= waiting.deadline => CniAnswer::Later { reason },
+                Outcome::Wait(reason) | Outcome::Failed(reason) if now >= waiting.deadline => {
+                    CniAnswer::Later { reason }
+                }
                 Outcome::Unknown(reason) if now >= waiting.deadline => CniAnswer::Later {
                     reason: waiting.trouble.unwrap_or(reason),
                 },
+                Outcome::Failed(_) => {
+                    waiting.again = waiting.deadline.min(now + TRY_AGAIN);
+                    waiting.ask = waiting.again;
+                    self.attachments.waiting.push(waiting);
+                    continue;
+                }
                 Outcome::Wait(_) => {
                     waiting.ask = waiting.deadline;
                     self.attachments.waiting.push(waiting);
@@ -258,17 +278,21 @@ impl Agent {
             return Outcome::Answer(CniAnswer::Done);
         }
         if known.phase.is_over() {
-            return Outcome::Answer(CniAnswer::Later {
-                reason: format!("pod {pod} has ended"),
-            });
+            return Outcome::Wait(format!("pod {pod} has ended"));
         }
-        Outcome::Answer(self.attach(attachment))
+        match self.attach(attachment) {
+            CniAnswer::Later { reason } => Outcome::Failed(reason),
+            answer => Outcome::Answer(answer),
+        }
     }
 
     /// Why no pod can be attached now.
     fn unready_for_pods(&self) -> Option<String> {
         if !self.is_synced() {
             return Some("the source has not been read yet".to_owned());
+        }
+        if let Some(gap) = self.incomplete.as_ref().filter(|gap| gap.policies) {
+            return Some(gap.reason.clone());
         }
         self.broken.as_ref().map(|(what, _)| what.clone())
     }
@@ -318,7 +342,7 @@ impl Agent {
             .pin(key.clone(), interface.ifindex, interface.name.clone());
         self.found(&key, interface, &[]);
         let endpoint = self.endpoints.get(&key);
-        if endpoint.is_some_and(|endpoint| endpoint.attached) && self.broken.is_none() {
+        if endpoint.is_some_and(|endpoint| endpoint.is_attached()) && self.broken.is_none() {
             info!(
                 pod = %key, interface = attachment.host.name, microseconds = began.elapsed().as_micros(),
                 "attached before it starts"
@@ -446,7 +470,7 @@ impl Agent {
         let attached = self.attachments.of(&key);
         let other = attached.is_some_and(|attachment| attachment.id != *id);
         match endpoint {
-            Some(endpoint) if endpoint.attached && !other => CniAnswer::Done,
+            Some(endpoint) if endpoint.is_attached() && !other => CniAnswer::Done,
             Some(endpoint) if !other => CniAnswer::Later {
                 reason: endpoint
                     .trouble

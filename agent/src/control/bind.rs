@@ -34,7 +34,7 @@ impl Agent {
             warn!(%pod, "address {address} does not lead to the pod's interface: {why}");
             format!("address {address} does not lead to its interface: {why}")
         });
-        if endpoint.interface.as_ref() == Some(&interface) && endpoint.attached {
+        if endpoint.interface.as_ref() == Some(&interface) && endpoint.is_attached() {
             return;
         }
         endpoint.interface = Some(interface);
@@ -46,11 +46,10 @@ impl Agent {
             return;
         };
         endpoint.answered = true;
-        endpoint.attached = false;
         if endpoint.trouble.as_ref() != Some(&reason) {
             warn!(%pod, "not enforced: {reason}");
         }
-        endpoint.trouble = Some(reason);
+        endpoint.waits(reason);
         if endpoint.interface.take().is_some()
             && let Some(id) = endpoint.id
             && let Err(error) = self.datapath.clear_interface(id)
@@ -70,7 +69,10 @@ impl Agent {
         let local = endpoint.pod.clone();
         let (id, adopt_for) = match endpoint.id {
             Some(id) => (id, Duration::ZERO),
-            None => match self.endpoints.claim_inherited(interface.ifindex, &local.addresses) {
+            None => match self
+                .reclaim(interface.ifindex)
+                .or_else(|| self.endpoints.claim_inherited(interface.ifindex, &local.addresses))
+            {
                 Some(id) => (
                     id,
                     if self.datapath.carried_over() {
@@ -123,8 +125,7 @@ impl Agent {
                 debug!(%pod, id, "enforced");
                 self.review_forwarding_soon();
                 if let Some(endpoint) = self.endpoints.get_mut(pod) {
-                    endpoint.attached = true;
-                    endpoint.trouble = None;
+                    endpoint.attached();
                     if let Some(known) = endpoint.known_since.take() {
                         self.instruments.programmed(Trigger::Endpoint, known.elapsed());
                     }
@@ -135,12 +136,15 @@ impl Agent {
     }
 
     pub(super) fn trouble(&mut self, pod: &PeerKey, error: &datapath::Error) {
+        // Pods end at any time. Discovery will say so, too.
+        if error.is_vanished_interface() {
+            return self.lost(pod, format!("its interface has gone meanwhile ({error})"));
+        }
         error!(%pod, %error, "not enforced; it is tried again");
         self.instruments.kernel_failures.inc();
         self.retry = Some(Instant::now() + RETRY);
         if let Some(endpoint) = self.endpoints.get_mut(pod) {
-            endpoint.attached = false;
-            endpoint.trouble = Some(error.to_string());
+            endpoint.waits(error.to_string());
         }
     }
 

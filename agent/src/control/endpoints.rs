@@ -19,8 +19,8 @@ pub struct LocalEndpoint {
     pub pod: LocalPod,
     pub id: Option<u32>,
     pub interface: Option<Interface>,
-    /// Programs run on its interface with the pod's policy behind them.
-    pub attached: bool,
+    /// Since when it is not enforced. None: programs run on its interface with the pod's policy behind them.
+    pub waiting_since: Option<Instant>,
     /// Why it is not enforced.
     pub trouble: Option<String>,
     /// What is not as it should be although it is enforced.
@@ -37,12 +37,29 @@ impl LocalEndpoint {
             pod,
             id: None,
             interface: None,
-            attached: false,
+            waiting_since: Some(Instant::now()),
             trouble: None,
             remark: None,
             answered: false,
             known_since: Some(Instant::now()),
         }
+    }
+
+    /// Programs run on its interface with the pod's policy behind them.
+    #[must_use]
+    pub const fn is_attached(&self) -> bool {
+        self.waiting_since.is_none()
+    }
+
+    pub fn attached(&mut self) {
+        self.waiting_since = None;
+        self.trouble = None;
+    }
+
+    /// It is not enforced, for this reason.
+    pub fn waits(&mut self, reason: String) {
+        self.waiting_since.get_or_insert_with(Instant::now);
+        self.trouble = Some(reason);
     }
 }
 

@@ -113,6 +113,7 @@ impl Agent {
                 self.trouble(&pod, &error);
             }
         }
+        self.close_departed();
         if self.settled
             && let Err(error) = self.datapath.finish_first_sync()
         {

@@ -25,6 +25,7 @@ impl Agent {
             };
             *count += 1;
         }
+        endpoints.closed += self.departed.iter().count() as u64;
         let [errors, warnings] = [Severity::Error, Severity::Warning].map(|severity| {
             let problems = self.all_problems().filter(|problem| problem.severity == severity);
             problems.count() as u64

@@ -53,6 +53,11 @@ impl Agent {
             .endpoints
             .iter()
             .map(|(pod, endpoint)| self.endpoint_report(pod, endpoint))
+            .chain(self.departed.iter().map(|gone| EndpointReport {
+                state: EndpointState::Closed,
+                reason: Some("the pod is gone or has ended, but its interface is still there".to_owned()),
+                ..self.endpoint_report(&gone.pod, &gone.endpoint)
+            }))
             .collect();
         let sweep = self.flows.last_sweep().unwrap_or_default();
         let Readiness { ready, reason } = self.readiness();
@@ -113,7 +118,7 @@ impl Agent {
     }
 
     pub(super) fn endpoint_state(&self, endpoint: &LocalEndpoint) -> EndpointState {
-        if !endpoint.attached {
+        if !endpoint.is_attached() {
             EndpointState::Waiting
         } else if endpoint.id.is_some_and(|id| self.compiler.is_closed(id)) {
             EndpointState::Closed

@@ -110,6 +110,12 @@ impl Error {
         }
     }
 
+    /// The interface went while something was done to it.
+    #[must_use]
+    pub fn is_vanished_interface(&self) -> bool {
+        matches!(self, Self::Interface { source, .. } if source.raw_os_error() == Some(libc::ENODEV))
+    }
+
     /// A failed map operation of aya. A full map gets an error of its own.
     pub(super) fn map(map: &'static str, action: &'static str, capacity: u32, error: aya::maps::MapError) -> Self {
         use aya::maps::MapError;

@@ -168,6 +168,12 @@ impl Index {
         }
     }
 
+    /// Whether there is a Node object of this node.
+    #[must_use]
+    pub fn knows_own_node(&self) -> bool {
+        self.nodes.contains_key(&self.node_name)
+    }
+
     #[must_use]
     pub fn pod(&self, namespace: &str, name: &str) -> Option<&Arc<Pod>> {
         self.pods.get((namespace, name)).map(|known| &known.pod)

@@ -34,7 +34,7 @@ families! {
     BUILD = Gauge "weir_build_info" ["version", "layout"];
     /// Always 1; how programs are attached to interfaces: `tcx` or `tc`.
     ATTACH = Gauge "weir_attach_info" ["mode"];
-    /// 1 while everything that the source holds is enforced (what `/readyz` says).
+    /// 1 while all pods of the node are enforced with what the source holds (what `/readyz` says; invalid objects count by their last valid version).
     READY = Gauge "weir_ready";
     /// 1 while the agent judges and reports but drops nothing (`--audit`).
     AUDIT_MODE = Gauge "weir_audit_mode";

@@ -49,9 +49,17 @@ pub enum SourceEvent {
     },
     /// What of the source could not be read since the start: of that, the last valid versions of an earlier agent count.
     /// None: all has been read.
-    Incomplete(Option<String>),
+    Incomplete(Option<Gap>),
     /// Everything that was in the source when the refresh with this token was asked for has been told.
     Refreshed(u64),
+}
+
+/// What of the source could not be read since the start.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Gap {
+    pub reason: String,
+    /// Policies that no agent of this node has ever read may be among it: of a new pod nobody can say that it obeys them.
+    pub policies: bool,
 }
 
 /// Which source, as the command line says it.

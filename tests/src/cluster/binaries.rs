@@ -12,8 +12,11 @@ use std::{
     process::{Command, Stdio},
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use nix::fcntl::{Flock, FlockArg};
+
+#[path = "../../../xtask/src/go_search.rs"]
+mod go_search;
 
 /// A program of the module's `tool` lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,11 +103,8 @@ impl Binaries {
         let key = key()?;
         let directory = target_directory()?.join("kubernetes").join(key);
         fs::create_dir_all(&directory).with_context(|| format!("make {}", directory.display()))?;
-        let lock = File::create(directory.join(".lock")).context("make the lock of Kubernetes' programs")?;
-        let _lock = Flock::lock(lock, FlockArg::LockExclusive)
-            .map_err(|(_, error)| error)
-            .context("lock the directory of Kubernetes' programs")?;
         let binaries = Self { directory };
+        let _lock = binaries.lock()?;
         for tool in tools {
             let path = binaries.path(*tool);
             if !path.is_file() {
@@ -115,6 +115,14 @@ impl Binaries {
             }
         }
         Ok(binaries)
+    }
+
+    /// Held by who builds: of two at a time, the other one finds the program built.
+    fn lock(&self) -> Result<Flock<File>> {
+        let lock = File::create(self.directory.join(".lock")).context("make the lock of Kubernetes' programs")?;
+        Flock::lock(lock, FlockArg::LockExclusive)
+            .map_err(|(_, error)| error)
+            .context("lock the directory of Kubernetes' programs")
     }
 
     /// The directory that holds them all.
@@ -128,11 +136,12 @@ impl Binaries {
         self.directory.join(tool.name())
     }
 
-    /// Kubernetes' own end-to-end suite, built on the first call.
+    /// Kubernetes' own end-to-end suite, built on the first call. Others who build at the same time are waited for.
     ///
     /// # Errors
-    /// What the compiler says.
+    /// Without Go, or what the compiler says.
     pub fn upstream_suite(&self) -> Result<PathBuf> {
+        let _lock = self.lock()?;
         let path = self.directory.join("e2e.test");
         if !path.is_file() {
             eprintln!("cluster: building Kubernetes' e2e suite (some minutes)");
@@ -190,7 +199,9 @@ fn compile(module: &Path, verb: &[&str], package: &str, output: &Path) -> Result
     for place in ["k8s.io/component-base/version", "k8s.io/client-go/pkg/version"] {
         flags += &format!(" -X {place}.gitVersion={version} -X {place}.gitMajor={major} -X {place}.gitMinor={minor}");
     }
-    let mut go = Command::new(go()?);
+    let go = go_search::find()
+        .context("there is no Go here, which builds Kubernetes' programs: `cargo xtask setup` names the remedy")?;
+    let mut go = Command::new(go);
     go.current_dir(module)
         .env("CGO_ENABLED", "0")
         .args(verb)
@@ -206,19 +217,6 @@ fn compile(module: &Path, verb: &[&str], package: &str, output: &Path) -> Result
         String::from_utf8_lossy(&done.stderr).trim()
     );
     Ok(())
-}
-
-/// Go is looked for in PATH and where its own installer puts it.
-fn go() -> Result<PathBuf> {
-    let path = env::var_os("PATH").unwrap_or_default();
-    let found = env::split_paths(&path)
-        .chain([PathBuf::from("/usr/local/go/bin"), PathBuf::from("/usr/lib/go/bin")])
-        .map(|directory| directory.join("go"))
-        .find(|file| file.is_file());
-    match found {
-        Some(go) => Ok(go),
-        None => bail!("there is no Go here, which builds Kubernetes' programs: `cargo xtask setup` names the remedy"),
-    }
 }
 
 /// Where cargo builds, as the running program lies in it.

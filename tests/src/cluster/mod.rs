@@ -266,12 +266,6 @@ impl Cluster {
         Namespaces::of(self.holder(number)?)
     }
 
-    /// What of a node's file system is its own: `run`, `var`, `opt`, and `cni` for its `/etc/cni`.
-    #[must_use]
-    pub fn node_directory(&self, number: usize) -> PathBuf {
-        self.member(number).directory()
-    }
-
     /// The root of a node's file system, as this machine sees it.
     ///
     /// # Errors

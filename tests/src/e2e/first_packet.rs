@@ -95,8 +95,10 @@ pub fn run(stage: &Stage) -> Result<()> {
     };
     let deadline = STARTED * 3;
     let finished = eventually("all pods have tried", deadline, || {
-        let through = ended("Succeeded", "nowhere")?;
-        ensure!(through.is_empty(), "got through: {}", through.join(" "));
+        // It will not get better: what got through is told below.
+        if !ended("Succeeded", "nowhere")?.is_empty() {
+            return Ok(true);
+        }
         thread::sleep(Duration::from_millis(400));
         Ok(ended("Failed", "nowhere")?.len() == MANY
             && ended("Succeeded", "anywhere")?.len() + ended("Failed", "anywhere")?.len() == FEW)

@@ -10,7 +10,7 @@ mod sweep;
 mod traffic;
 pub mod upstream;
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Result, ensure};
 
@@ -26,18 +26,32 @@ pub enum Extent {
     All,
 }
 
+/// What a case is worth on a cluster of which a kubeconfig alone is known: control plane and nodes are not in reach there as
+/// those of a cluster of namespaces are.
+#[derive(Clone, Copy, Debug)]
+enum Elsewhere {
+    Whole,
+    /// All but this.
+    Without(&'static str),
+    /// Nothing, for this reason: it is skipped.
+    Nothing(&'static str),
+}
+
 /// A case: it makes what it needs, and takes it away where it passes.
+#[derive(Debug)]
 pub struct Case {
     pub name: &'static str,
     pub extent: Extent,
+    elsewhere: Elsewhere,
     run: fn(&Stage, Extent) -> Result<()>,
 }
 
 /// All cases, in their order. Weir is installed before the first.
-pub const CASES: [Case; 9] = [
+pub static CASES: [Case; 9] = [
     Case {
         name: "conformance",
         extent: Extent::Core,
+        elsewhere: Elsewhere::Whole,
         run: |stage, extent| {
             let share = if extent == Extent::All { 1 } else { 8 };
             tell("conformance, IPv4", conformance::run(stage, share, Family::V4)?);
@@ -47,6 +61,7 @@ pub const CASES: [Case; 9] = [
     Case {
         name: "conformance-ipv6",
         extent: Extent::All,
+        elsewhere: Elsewhere::Whole,
         run: |stage, _| {
             tell("conformance, IPv6", conformance::run(stage, 4, Family::V6)?);
             Ok(())
@@ -55,36 +70,47 @@ pub const CASES: [Case; 9] = [
     Case {
         name: "rights",
         extent: Extent::Core,
+        elsewhere: Elsewhere::Whole,
         run: |stage, _| rights::run(stage),
     },
     Case {
         name: "first-packet",
         extent: Extent::Core,
+        elsewhere: Elsewhere::Whole,
         run: |stage, _| first_packet::run(stage),
     },
     Case {
         name: "nothing",
         extent: Extent::All,
+        elsewhere: Elsewhere::Whole,
         run: |stage, _| traffic::nothing(stage),
     },
     Case {
         name: "rolling-update",
         extent: Extent::Core,
+        elsewhere: Elsewhere::Whole,
         run: |stage, _| traffic::rolling_update(stage),
     },
     Case {
         name: "kill-agents",
         extent: Extent::Core,
+        elsewhere: Elsewhere::Whole,
         run: |stage, _| traffic::kill_agents(stage),
     },
     Case {
         name: "control-plane-away",
         extent: Extent::Core,
+        elsewhere: Elsewhere::Nothing(
+            "it kills API server and etcd, which can be done in a cluster of namespaces alone",
+        ),
         run: |stage, _| traffic::control_plane_away(stage),
     },
     Case {
         name: "uninstall",
         extent: Extent::Core,
+        elsewhere: Elsewhere::Without(
+            "a look at what is left on nodes, which can be had in a cluster of namespaces alone",
+        ),
         run: |stage, _| traffic::uninstall(stage),
     },
 ];
@@ -99,44 +125,98 @@ fn tell(what: &str, tally: conformance::Tally) {
     println!("  {what}: {cases} cases, {steps} steps, {probes} probes; {skipped} cases skipped");
 }
 
-/// Installs Weir and runs the cases of these names (none: all of the extent), each whatever became of
-/// the others.
+/// The cases of these names, or, without names, all of the extent.
 ///
 /// # Errors
-/// If Weir cannot be installed; which cases failed.
-pub fn run(stage: &Stage, extent: Extent, filters: &[String]) -> Result<()> {
+/// If a name is no case's.
+pub fn choose(extent: Extent, names: &[String]) -> Result<Vec<&'static Case>> {
+    let unknown: Vec<&str> = names
+        .iter()
+        .map(String::as_str)
+        .filter(|name| CASES.iter().all(|case| case.name != *name))
+        .collect();
+    ensure!(
+        unknown.is_empty(),
+        "no such case: {}; there are: {}",
+        unknown.join(" "),
+        CASES.each_ref().map(|case| case.name).join(" ")
+    );
+    let chosen = |case: &&Case| {
+        if names.is_empty() {
+            case.extent <= extent
+        } else {
+            names.iter().any(|name| case.name == name)
+        }
+    };
+    Ok(CASES.iter().filter(chosen).collect())
+}
+
+/// Installs Weir and runs these cases, each whatever became of the others.
+///
+/// # Errors
+/// If Weir cannot be installed; which cases failed; if there is none that the cluster is good for.
+pub fn run(stage: &Stage, extent: Extent, cases: &[&Case]) -> Result<()> {
+    let ours = stage.cluster().is_some();
+    let mut results: Vec<String> = Vec::new();
+    let mut playable = Vec::new();
+    for case in cases {
+        match case.elsewhere {
+            Elsewhere::Nothing(reason) if !ours => results.push(format!("skipped {}: {reason}", case.name)),
+            _ => playable.push(case),
+        }
+    }
+    ensure!(
+        !playable.is_empty(),
+        "there is nothing to be run: {}",
+        results.join("; ")
+    );
     let began = Instant::now();
     stage.install(&[])?;
     println!("installed after {:.1?}", began.elapsed());
-    let chosen = CASES.iter().filter(|case| {
-        if filters.is_empty() {
-            case.extent <= extent
-        } else {
-            filters.iter().any(|filter| case.name == filter)
-        }
-    });
-    let mut results: Vec<(&str, Duration, bool)> = Vec::new();
-    for case in chosen {
-        println!("{} ...", case.name);
+    let mut failed = 0;
+    for case in &playable {
+        let name = case.name;
+        println!("{name} ...");
         let began = Instant::now();
         let result = sweep::sweep(stage.api()).and_then(|()| (case.run)(stage, extent));
         let took = began.elapsed();
-        match &result {
-            Ok(()) => println!("{} passed ({took:.1?})", case.name),
-            Err(error) => println!("{} FAILED ({took:.1?}): {error:#}\n{}", case.name, stage.agent_logs()),
+        let line = match (&result, case.elsewhere) {
+            (Err(_), _) => format!("FAILED {name} ({took:.1?})"),
+            (Ok(()), Elsewhere::Without(part)) if !ours => format!("passed {name} ({took:.1?}), without {part}"),
+            (Ok(()), _) => format!("passed {name} ({took:.1?})"),
+        };
+        println!("{line}");
+        if let Err(error) = &result {
+            failed += 1;
+            println!("{error:#}\n{}", stage.agent_logs());
         }
-        results.push((case.name, took, result.is_ok()));
+        results.push(line);
     }
-    ensure!(
-        !results.is_empty(),
-        "there is no such case; there are: {}",
-        CASES.map(|case| case.name).join(" ")
-    );
-    println!();
-    for (name, took, passed) in &results {
-        println!("{} {name} ({took:.1?})", if *passed { "passed" } else { "FAILED" });
-    }
-    let failed = results.iter().filter(|(.., passed)| !passed).count();
-    ensure!(failed == 0, "{failed} of {} cases failed", results.len());
+    println!("\n{}", results.join("\n"));
+    ensure!(failed == 0, "{failed} of {} cases failed", playable.len());
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{CASES, Extent, choose};
+
+    #[test]
+    fn a_wrong_name_among_right_ones_is_told() {
+        let names = ["rights", "kill-agent"].map(str::to_owned);
+        let error = choose(Extent::Core, &names).expect_err("one is wrong").to_string();
+        assert!(
+            error.starts_with("no such case: kill-agent; there are: conformance "),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn names_count_whatever_the_extent() {
+        let chosen = choose(Extent::Core, &["nothing".to_owned()]).expect("it is a case");
+        assert_eq!(chosen.iter().map(|case| case.name).collect::<Vec<_>>(), ["nothing"]);
+        let all = choose(Extent::All, &[]).expect("no name is wrong");
+        assert_eq!(all.len(), CASES.len());
+        assert!(choose(Extent::Core, &[]).expect("no name is wrong").len() < all.len());
+    }
 }

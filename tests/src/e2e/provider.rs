@@ -27,6 +27,8 @@ impl Made {
     }
 
     fn new(delete: fn()) -> Result<Self> {
+        // A run that was killed has left its own, and the name can be given only once.
+        delete();
         Ok(Self {
             scratch: tempfile::tempdir().context("make a temporary directory")?,
             delete,
@@ -106,7 +108,8 @@ pub fn minikube(archives: &[PathBuf]) -> Result<Made> {
             "--nodes=2",
             "--driver=docker",
             "--container-runtime=containerd",
-            "--cni=bridge",
+            // Its own bridge is for one node only.
+            "--cni=flannel",
         ]
         .map(OsStr::new),
     )?;

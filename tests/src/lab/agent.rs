@@ -121,6 +121,11 @@ impl Agent {
         Ok(agent)
     }
 
+    /// From its next start on it believes that its node has this name.
+    pub fn rename(&mut self, node: &str) {
+        node.clone_into(&mut self.node);
+    }
+
     /// Starts the process again, after [`Self::terminate`] or [`Self::kill`].
     ///
     /// # Errors

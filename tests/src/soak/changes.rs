@@ -6,10 +6,9 @@ use serde_json::json;
 use super::{
     PODS,
     policies::{self, NAMESPACES, TEAMS},
-    push,
 };
 use crate::{
-    api_world::{ApiWorld, put, retry},
+    api_world::{ApiWorld, push, put, retry},
     churn::Random,
     cluster::api::Api,
     lab::PodPlan,
@@ -35,7 +34,7 @@ pub fn one(world: &mut World, api: &Api, random: &mut Random) -> Result<()> {
     match random.below(10) {
         0..4 => {
             let policy = policies::policy(random, namespace, &name);
-            retry(|| put(api, &policy))
+            put(api, &policy)
         }
         4..6 => retry(|| api.delete(&policy_path(namespace, &name))),
         6..8 => {

@@ -29,18 +29,18 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::json;
 use weir::api::Severity;
 
 use self::{check::Checks, faults::Fault, resources::Resources};
 use crate::{
-    api_world::{ApiWorld, put, retry},
+    api_world::ApiWorld,
     churn::{ELSEWHERE, Random, Writer},
     cluster::Component,
     lab::{Families, Family, probe::Prober},
-    traffic::Traffic,
-    world::{ENFORCED, Plan},
+    traffic::{Traffic, TrafficReport},
+    world::{ENFORCED, Plan, World},
 };
 
 /// The node whose agent is killed now and then.
@@ -116,83 +116,18 @@ pub fn run(duration: Duration) -> Result<()> {
     };
     let mut tally = Tally::default();
     let mut report = None;
-    ApiWorld::without_agents(&plan)?
-        .check(|world| {
-            changes::reset(world)?;
-            world.apply(SERVER)?;
-            world.put(&json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": ELSEWHERE}}))?;
-            world.world.start_agents()?;
-            // They would only clean up after nodes without kubelets.
-            world.cluster.kill(Component::ControllerManager)?;
-            world.cluster.kill(Component::Scheduler)?;
-            await_enforced(world)?;
-
-            let traffic = Traffic::start(
-                &world.world,
-                Family::V4,
-                ("k/client", "k/server"),
-                Some(("k/stranger", "k/server")),
-            )?;
-            let mut first = Resources::read(&world.world)?;
-            println!("soak: start: {first}");
-            let mut random = Random::new(1);
-            let mut fault = Fault::ALL.iter().cycle();
-            let mut prober = Prober::default();
-            for number in 1.. {
-                round(world, &mut tally, &mut random, &mut fault, &mut prober)?;
-                for node in [KILLED, SPARED] {
-                    let status = world.world.status(node)?;
-                    let errors = status
-                        .problems
-                        .iter()
-                        .filter(|problem| problem.severity == Severity::Error);
-                    tally
-                        .failures
-                        .extend(errors.map(|problem| format!("{node}: {problem}")));
-                    if let Some(reason) = status.reason.filter(|_| !status.ready) {
-                        tally.fail(format!("{node} is not ready: {reason}"));
-                    }
-                }
-                let now = resources::back_to(&world.world, &first)?;
-                println!(
-                    "soak: {:>4.0?} round {number}: {} changes, {} faults, {} checks, {now}",
-                    began.elapsed().as_secs_f64(),
-                    tally.changes,
-                    tally.faults,
-                    tally.checks.done
-                );
-                if number == 1 {
-                    // What an agent allocates once, it has by now.
-                    tally.failures.extend(first.differences(&now, false));
-                    first.warm(&now);
-                } else {
-                    tally.failures.extend(first.differences(&now, true));
-                }
-                if began.elapsed() >= duration || tally.failures.len() >= TOLD {
-                    break;
-                }
-            }
-            let met = traffic.stop(&world.world)?;
-            if let Err(error) = met.unharmed() {
-                tally.fail(format!("{error:#}"));
-            }
-            report = Some(met);
-            for (node, agent) in &world.world.agents {
-                let log = agent.log_tail(usize::MAX);
-                let errors = log.lines().filter(|line| is_failure(line));
-                tally.failures.extend(
-                    errors
-                        .take(TOLD)
-                        .map(|line| format!("in the log of the agent of {node}: {line}")),
-                );
-            }
-            ensure!(tally.failures.is_empty(), "the run has failed");
-            Ok(())
-        })
-        .or_else(|error| {
-            // What did not hold is told below; all else ends the run.
-            if tally.failures.is_empty() { Err(error) } else { Ok(()) }
-        })?;
+    let held = ApiWorld::without_agents(&plan)?.check(|world| {
+        // What ends the run is told beside what did not hold before, and may follow from it.
+        if let Err(error) = rounds(world, (began, duration), &mut tally, &mut report) {
+            tally.fail(format!("the run cannot go on: {error:#}"));
+        }
+        ensure!(
+            tally.failures.is_empty(),
+            "{} things did not hold",
+            tally.failures.len()
+        );
+        Ok(())
+    });
     println!(
         "soak: {:.0} s: {} changes of two nodes' pods and policies, {} of {} other pods; {} faults; {} checks of {} flows on the \
          wire and {} addresses",
@@ -212,14 +147,98 @@ pub fn run(duration: Duration) -> Result<()> {
             met.sent, met.lost, met.round_trips, met.lost_segments, met.opened, met.refused, met.forbidden, met.leaked,
         );
     }
-    if tally.failures.is_empty() {
+    if held.is_ok() {
         println!("soak: ok");
-        return Ok(());
     }
-    for failure in tally.failures.iter().take(TOLD) {
+    // The last one may be what ended the run.
+    let left_out = tally.failures.len().saturating_sub(TOLD);
+    let (first, last) = tally.failures.split_at(tally.failures.len().min(TOLD - 1));
+    for failure in first.iter().chain(last.last()) {
         println!("soak: FAILED: {failure}");
     }
-    bail!("{} things did not hold", tally.failures.len())
+    if left_out > 0 {
+        println!("soak: {left_out} more are not shown");
+    }
+    held
+}
+
+/// Rounds until the time is over, and before the first and after the last what they need. The traffic's report is there once
+/// it has ended by itself.
+fn rounds(
+    world: &mut ApiWorld,
+    (began, duration): (Instant, Duration),
+    tally: &mut Tally,
+    report: &mut Option<TrafficReport>,
+) -> Result<()> {
+    changes::reset(world)?;
+    world.apply(SERVER)?;
+    world.put(&json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": ELSEWHERE}}))?;
+    world.world.start_agents()?;
+    // They would only clean up after nodes without kubelets.
+    world.cluster.kill(Component::ControllerManager)?;
+    world.cluster.kill(Component::Scheduler)?;
+    enforced(&mut world.world)?;
+
+    let traffic = Traffic::start(
+        &world.world,
+        Family::V4,
+        ("k/client", "k/server"),
+        Some(("k/stranger", "k/server")),
+    )?;
+    let mut first = Resources::read(&world.world)?;
+    println!("soak: start: {first}");
+    let mut random = Random::new(1);
+    let mut fault = Fault::ALL.iter().cycle();
+    let mut prober = Prober::default();
+    for number in 1.. {
+        round(world, tally, &mut random, &mut fault, &mut prober)?;
+        for node in [KILLED, SPARED] {
+            let status = world.world.status(node)?;
+            let errors = status
+                .problems
+                .iter()
+                .filter(|problem| problem.severity == Severity::Error);
+            tally
+                .failures
+                .extend(errors.map(|problem| format!("{node}: {problem}")));
+            if let Some(reason) = status.reason.filter(|_| !status.ready) {
+                tally.fail(format!("{node} is not ready: {reason}"));
+            }
+        }
+        let now = resources::back_to(&world.world, &first)?;
+        println!(
+            "soak: {:>4.0?} round {number}: {} changes, {} faults, {} checks, {now}",
+            began.elapsed().as_secs_f64(),
+            tally.changes,
+            tally.faults,
+            tally.checks.done
+        );
+        if number == 1 {
+            // What an agent allocates once, it has by now.
+            tally.failures.extend(first.differences(&now, false));
+            first.warm(&now);
+        } else {
+            tally.failures.extend(first.differences(&now, true));
+        }
+        if began.elapsed() >= duration || tally.failures.len() >= TOLD {
+            break;
+        }
+    }
+    let met = traffic.stop(&world.world)?;
+    if let Err(error) = met.unharmed() {
+        tally.fail(format!("{error:#}"));
+    }
+    *report = Some(met);
+    for (node, agent) in &world.world.agents {
+        let log = agent.log_tail(usize::MAX);
+        let errors = log.lines().filter(|line| is_failure(line));
+        tally.failures.extend(
+            errors
+                .take(TOLD)
+                .map(|line| format!("in the log of the agent of {node}: {line}")),
+        );
+    }
+    Ok(())
 }
 
 /// Whether an agent logs what it should not have to. An API server that is away is told as such, and one that has just started
@@ -334,17 +353,12 @@ fn round<'f>(
         tally.checks.written += writer.lock().unwrap_or_else(PoisonError::into_inner).written();
     }
     changes::restore(lab, api)?;
-    await_enforced(world)
+    enforced(lab)
 }
 
-/// Waits until every agent enforces what the API server holds.
-fn await_enforced(world: &mut ApiWorld) -> Result<()> {
-    enforced(&mut world.world)
-}
-
-/// An API server that has just been started answers some questions only later; agents call that an error when they are
-/// asked to wait just then.
-fn enforced(world: &mut crate::world::World) -> Result<()> {
+/// Waits until every agent enforces what the API server holds. One that has just been started answers some questions only
+/// later; agents call that an error when they are asked to wait just then.
+fn enforced(world: &mut World) -> Result<()> {
     let deadline = Instant::now() + ENFORCED * 2;
     while let Err(error) = world.enforced() {
         if Instant::now() > deadline {
@@ -353,12 +367,4 @@ fn enforced(world: &mut crate::world::World) -> Result<()> {
         thread::sleep(Duration::from_millis(200));
     }
     Ok(())
-}
-
-/// Writes one of the lab's objects to the API server, with its status.
-fn push(world: &crate::world::World, api: &crate::cluster::api::Api, name: &str) -> Result<()> {
-    let path = world.manifests.path(name);
-    let text = std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
-    let objects: Vec<serde_json::Value> = serde_saphyr::from_multiple(&text).context("parse objects")?;
-    objects.iter().try_for_each(|object| retry(|| put(api, object)))
 }

@@ -1,6 +1,7 @@
 //! Agents that read a real API server, and what becomes of it: killed, compacted, refusing, serving other kinds.
 
 mod churn;
+mod pods;
 
 use std::{
     fs,

@@ -3,7 +3,7 @@
 /// Besides a table each benchmark prints one JSON line, for machines to keep and compare.
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// Fewer and shorter rounds: under two minutes for all, with more noise
+    /// Fewer and shorter rounds: some four minutes for all, with more noise
     #[arg(long)]
     pub quick: bool,
 

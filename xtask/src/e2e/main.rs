@@ -43,16 +43,26 @@ fn main() -> ExitCode {
 }
 
 fn run(Program { image, arguments }: &Program) -> Result<()> {
+    // Before anything is made for them.
+    let extent = if arguments.all { Extent::All } else { Extent::Core };
+    let cases = e2e::choose(extent, &arguments.filters)?;
+    let play = |stage: &Stage| {
+        if arguments.upstream {
+            upstream::play(stage)
+        } else {
+            e2e::run(stage, extent, &cases)
+        }
+    };
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let root = root.parent().context("the repository's root")?;
     if let Some(kubeconfig) = &arguments.kubeconfig {
-        return play(&Stage::of_kubeconfig(kubeconfig.clone(), root)?, arguments);
+        return play(&Stage::of_kubeconfig(kubeconfig.clone(), root)?);
     }
     let image = image.as_ref().context("no image")?;
     if let Some(name) = &arguments.cluster {
         let cluster = Cluster::attach(name)?;
         cluster.load(image)?;
-        return play(&Stage::of_namespaces(cluster, root)?, arguments);
+        return play(&Stage::of_namespaces(cluster, root)?);
     }
     if arguments.kind || arguments.minikube {
         let binaries = Binaries::ensure(&[Tool::Agnhost, Tool::CoreDns])?;
@@ -63,7 +73,7 @@ fn run(Program { image, arguments }: &Program) -> Result<()> {
         } else {
             provider::minikube(&archives)?
         };
-        return play(&Stage::of_kubeconfig(made.kubeconfig(), root)?, arguments);
+        return play(&Stage::of_kubeconfig(made.kubeconfig(), root)?);
     }
     if arguments.upstream {
         // Before there is a cluster to wait for it.
@@ -85,7 +95,7 @@ fn run(Program { image, arguments }: &Program) -> Result<()> {
             ..Options::default()
         })?;
         let stage = Stage::of_namespaces(cluster, root)?;
-        let mut played = play(&stage, arguments);
+        let mut played = play(&stage);
         if arguments.filters.is_empty() && !arguments.upstream {
             played = played.and_then(|()| through_kubeconfig(&stage));
         }
@@ -110,12 +120,4 @@ fn through_kubeconfig(stage: &Stage) -> Result<()> {
     let status = command.status().context("start this program once more")?;
     ensure!(status.success(), "cases fail that know the kubeconfig alone");
     Ok(())
-}
-
-fn play(stage: &Stage, arguments: &Arguments) -> Result<()> {
-    if arguments.upstream {
-        return upstream::play(stage);
-    }
-    let extent = if arguments.all { Extent::All } else { Extent::Core };
-    e2e::run(stage, extent, &arguments.filters)
 }

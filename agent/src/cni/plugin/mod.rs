@@ -45,8 +45,10 @@ use super::{
 /// Longest configuration, bytes. Results of plugins are some kilobytes.
 const MAX_INPUT: u64 = 4 << 20;
 
-/// How soon an agent that is not there is looked for again.
+/// How soon an agent that is not there is looked for again, and one that answers "later" is asked again at first:
 const RETRY: Duration = Duration::from_millis(25);
+/// then less and less often, until this.
+const LONGEST_RETRY: Duration = Duration::from_secs(1);
 
 /// How long DEL, GC and STATUS wait for an answer. None of them waits for an agent to come.
 const SHORT: Duration = Duration::from_secs(2);
@@ -211,6 +213,7 @@ fn persist(
     request: impl Fn(Duration) -> CniRequest,
 ) -> Result<(), CniError> {
     let deadline = Instant::now() + configuration.wait();
+    let mut pause = RETRY;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         let answer = ask(&configuration.run_dir, request(left), deadline);
@@ -219,14 +222,17 @@ fn persist(
             Ok(CniAnswer::Refused { reason, remedy }) => {
                 return Err(CniError::new(Code::NotEnforced, reason, remedy));
             }
-            Ok(CniAnswer::Later { reason }) => reason,
+            Ok(CniAnswer::Later { reason }) => {
+                pause = LONGEST_RETRY.min(2 * pause);
+                reason
+            }
             Err(Unanswered::NoAgent(reason)) if exempt => return Err(later(configuration, &reason)),
             Err(unanswered) => unanswered.reason().to_owned(),
         };
-        if Instant::now() + RETRY >= deadline {
+        if Instant::now() + pause >= deadline {
             return Err(later(configuration, &reason));
         }
-        thread::sleep(RETRY);
+        thread::sleep(pause);
     }
 }
 

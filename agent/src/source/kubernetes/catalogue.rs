@@ -141,8 +141,11 @@ impl Catalogue {
             for entry in kind.objects.iter() {
                 self.events.extend(self.remarks.forget(&kind.api, entry));
             }
-            let known = kind.objects.iter().map(|entry| called(&kind.api, entry.name()));
-            self.kept.leave(kind.api.object, known.collect());
+            // Of what has not been listed whole the last agent's versions are in force still.
+            if kind.synced {
+                let known = kind.objects.iter().map(|entry| called(&kind.api, entry.name()));
+                self.kept.leave(kind.api.object, known.collect());
+            }
             return;
         }
         for entry in kind.objects.iter() {
@@ -522,6 +525,12 @@ impl Catalogue {
                 objects: Vec::new(),
             });
         }
+    }
+
+    /// Whether versions of this kind are in force that were known before, because it cannot be read: the last agent's, or
+    /// those of the group that it was read from.
+    pub(super) fn is_adopted(&self, kind: ObjectKind) -> bool {
+        self.kept.has_known(kind)
     }
 
     pub(super) const fn is_started(&self) -> bool {

@@ -14,7 +14,10 @@ use tokio::{
     task::{JoinHandle, JoinSet},
 };
 
-use self::refresh::{Beside, Refresh};
+use self::{
+    refresh::{Beside, Refresh},
+    trouble::Failing,
+};
 use super::{
     PodRead, ReadError,
     catalogue::{Catalogue, kind_name},
@@ -29,7 +32,7 @@ use super::{
 use crate::{
     api::{Object, ObjectKind, Problem},
     metrics::Arrivals,
-    source::SourceEvent,
+    source::{Gap, SourceEvent},
 };
 
 /// Messages taken in at once.
@@ -48,7 +51,7 @@ struct Watched {
     resource: Resource,
     health: Arc<WatchHealth>,
     task: JoinHandle<()>,
-    failing: Option<(Instant, Failure)>,
+    failing: Option<Failing>,
 }
 
 impl Drop for Watched {
@@ -87,12 +90,15 @@ pub(super) struct Runner {
     arrived: Option<Instant>,
     discovered: bool,
     /// Discovery cannot ask.
-    undiscovered: Option<(Instant, Failure)>,
-    refreshes: BTreeMap<u64, Refresh>,
+    undiscovered: Option<Failing>,
+    /// One at a time: what is asked for meanwhile is answered by the next.
+    refresh: Option<Refresh>,
+    /// The last refresh that was asked for and has not begun.
+    wanted_refresh: Option<u64>,
     early: Vec<Command>,
     done: JoinSet<Done>,
     told_problems: BTreeMap<Arc<str>, Vec<Problem>>,
-    told_incomplete: Option<String>,
+    told_incomplete: Option<Gap>,
     /// What keeps the source from being current may have changed.
     stirred: bool,
 }
@@ -137,7 +143,8 @@ impl Runner {
             arrived: None,
             discovered: false,
             undiscovered: None,
-            refreshes: BTreeMap::new(),
+            refresh: None,
+            wanted_refresh: None,
             early: Vec::new(),
             done: JoinSet::new(),
             told_problems: BTreeMap::new(),
@@ -247,7 +254,7 @@ impl Runner {
             self.by_id.remove(&watched.id);
             self.health.remove(slot, watched.resource.api.object);
             self.catalogue.remove(slot, succeeded);
-            for refresh in self.refreshes.values_mut() {
+            if let Some(refresh) = &mut self.refresh {
                 refresh.versions.retain(|(waiting, _)| *waiting != slot);
             }
         }
@@ -257,8 +264,7 @@ impl Runner {
         self.stirred = true;
         match discovered {
             Discovered::Failed(failure) => {
-                let since = self.undiscovered.take().map_or_else(Instant::now, |(since, _)| since);
-                self.undiscovered = Some((since, failure));
+                self.undiscovered = Some(Failing::again(self.undiscovered.take(), failure));
             }
             Discovered::Kinds(seen) => {
                 self.undiscovered = None;
@@ -341,12 +347,16 @@ impl Runner {
     // === Questions ===
 
     fn command(&mut self, command: Command) {
+        if let Command::Refresh(token) = command {
+            self.wanted_refresh = Some(token);
+            return;
+        }
         if !self.catalogue.is_started() {
             self.early.push(command);
             return;
         }
         match command {
-            Command::Refresh(token) => self.refresh(token),
+            Command::Refresh(_) => {}
             Command::Read { namespace, name, reply } => {
                 let api = self.api.clone();
                 self.done.spawn(async move {
@@ -405,8 +415,8 @@ impl Runner {
         // Graces and outages end by themselves; there are few, and not for long.
         let failing = self.watched.values().any(|watched| watched.failing.is_some()) || self.undiscovered.is_some();
         let outage = failing.then(|| Instant::now() + Duration::from_secs(1));
-        let patience = self.refreshes.values().filter(|refresh| !refresh.versions.is_empty());
-        patience.filter_map(|refresh| refresh.patience).chain(outage).min()
+        let patience = self.refresh.iter().filter(|refresh| !refresh.versions.is_empty());
+        patience.map(|refresh| refresh.patience).chain(outage).min()
     }
 
     /// Err: nobody listens any more.
@@ -442,7 +452,9 @@ impl Runner {
             for command in std::mem::take(&mut self.early) {
                 self.command(command);
             }
+            self.begin_refresh();
             self.tell_refreshed()?;
+            self.begin_refresh();
         }
         Ok(())
     }

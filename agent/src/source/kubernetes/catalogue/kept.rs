@@ -108,6 +108,11 @@ impl Kept {
         gone.into_iter().collect()
     }
 
+    /// Whether what was known of the kind before is in force, until it has been listed.
+    pub(super) fn has_known(&self, kind: ObjectKind) -> bool {
+        self.adopted.contains(&kind) || self.left.contains_key(&kind)
+    }
+
     /// A kind has been listed: of that, nothing counts any more that is not there.
     pub(super) fn listed(&mut self, kind: ObjectKind, is_there: impl Fn(&ObjectKey) -> bool) {
         self.adopted.remove(&kind);

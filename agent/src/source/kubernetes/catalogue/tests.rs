@@ -597,6 +597,7 @@ fn what_another_group_is_to_tell_stays_until_it_has() {
     known.catalogue.remove(CALICO, true);
     known.catalogue.add(SERVED, api(SERVED));
     assert!(known.events().is_empty());
+    assert!(known.catalogue.is_adopted(api(SERVED).object));
 
     // Also across a restart, if the other one has not been listed until then.
     let home = known.home;
@@ -608,8 +609,10 @@ fn what_another_group_is_to_tell_stays_until_it_has() {
     known.list(POLICIES, &[], 30);
     known.catalogue.start(true);
     assert_eq!(known.events(), ["reset a b"]);
+    assert!(known.catalogue.is_adopted(api(SERVED).object));
     known.list(SERVED, &[calico("a", 40, 1, None)], 50);
     assert_eq!(known.events(), ["list a"]);
+    assert!(!known.catalogue.is_adopted(api(SERVED).object));
 }
 
 #[test]

@@ -40,21 +40,30 @@ enum Reading {
 }
 
 /// A refresh that is under way: what it still waits for.
-#[derive(Default)]
 pub(super) struct Refresh {
+    token: u64,
     /// Requests under way.
     requests: usize,
     /// The watch of a kind must come so far.
     pub(super) versions: Vec<(&'static str, u64)>,
     /// When to stop waiting for watches.
-    pub(super) patience: Option<Instant>,
+    pub(super) patience: Instant,
 }
 
 impl Runner {
-    pub(super) fn refresh(&mut self, token: u64) {
+    /// Begins the refresh that is wanted, unless one is under way: what that reads may be older than the question.
+    pub(super) fn begin_refresh(&mut self) {
+        if self.refresh.is_some() {
+            return;
+        }
+        let Some(token) = self.wanted_refresh.take() else {
+            return;
+        };
         let mut refresh = Refresh {
-            patience: Some(Instant::now() + CAUGHT_UP),
-            ..Refresh::default()
+            token,
+            requests: 0,
+            versions: Vec::new(),
+            patience: Instant::now() + CAUGHT_UP,
         };
         let slots: Vec<&'static str> = self.watched.keys().copied().collect();
         for slot in slots {
@@ -69,7 +78,7 @@ impl Runner {
                 self.list(token, slot, if few { Reading::Whole } else { Reading::Version });
             }
         }
-        self.refreshes.insert(token, refresh);
+        self.refresh = Some(refresh);
     }
 
     fn list(&mut self, token: u64, slot: &'static str, reading: Reading) {
@@ -144,7 +153,7 @@ impl Runner {
     /// A list, or what else was asked for in its stead, has come.
     pub(super) fn listed(&mut self, token: u64, slot: &'static str, watch: u64, result: Result<Beside, Failure>) {
         let current = self.by_id.contains_key(&watch);
-        let Some(refresh) = self.refreshes.get_mut(&token) else {
+        let Some(refresh) = self.refresh.as_mut().filter(|refresh| refresh.token == token) else {
             return;
         };
         refresh.requests -= 1;
@@ -160,37 +169,31 @@ impl Runner {
         }
     }
 
-    /// Answers those for whom everything has come. Err: nobody listens any more.
+    /// Answers those who asked for the refresh under way, once everything has come. Err: nobody listens any more.
     pub(super) fn tell_refreshed(&mut self) -> Result<(), mpsc::error::SendError<SourceEvent>> {
-        let now = Instant::now();
-        let mut over = Vec::new();
-        let mut late = Vec::new();
-        for (token, refresh) in &mut self.refreshes {
-            refresh
-                .versions
-                .retain(|(slot, version)| self.catalogue.delivered(slot) < *version);
-            if refresh.requests == 0 && refresh.versions.is_empty() {
-                over.push(*token);
-            } else if refresh.patience.is_some_and(|by| by <= now) && !refresh.versions.is_empty() {
-                refresh.requests += refresh.versions.len();
-                late.extend(
-                    std::mem::take(&mut refresh.versions)
-                        .into_iter()
-                        .map(|(slot, version)| (*token, slot, version)),
-                );
-            }
+        let Some(refresh) = &mut self.refresh else {
+            return Ok(());
+        };
+        let token = refresh.token;
+        refresh
+            .versions
+            .retain(|(slot, version)| self.catalogue.delivered(slot) < *version);
+        if refresh.requests == 0 && refresh.versions.is_empty() {
+            self.refresh = None;
+            return self.outbox.events.send(SourceEvent::Refreshed(token));
         }
-        for (token, slot, version) in late {
+        if refresh.patience > Instant::now() {
+            return Ok(());
+        }
+        let late = std::mem::take(&mut refresh.versions);
+        refresh.requests += late.len();
+        for (slot, version) in late {
             // Where the kind has never been known whole there is nothing to go on from.
             let reading = match self.catalogue.delivered(slot) {
                 from if from > 0 && self.catalogue.is_synced(slot) => Reading::Since(from, version),
                 _ => Reading::Whole,
             };
             self.list(token, slot, reading);
-        }
-        for token in over {
-            self.refreshes.remove(&token);
-            self.outbox.events.send(SourceEvent::Refreshed(token))?;
         }
         Ok(())
     }

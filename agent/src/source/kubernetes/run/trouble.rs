@@ -9,8 +9,8 @@ use tokio::sync::mpsc;
 
 use super::{Runner, Watched, is_built_in};
 use crate::{
-    api::Problem,
-    source::{SourceEvent, kubernetes::client::Failure},
+    api::{ObjectKind, Problem},
+    source::{Gap, SourceEvent, kubernetes::client::Failure},
 };
 
 /// For how long kinds that cannot be read hold up the first sync, once all that matters most is known.
@@ -21,24 +21,80 @@ const FORBIDDEN_GRACE: Duration = Duration::from_secs(3);
 /// An API server that does not answer is a problem after this time; before that it may be just restarting.
 const OUTAGE: Duration = Duration::from_secs(10);
 
-impl Watched {
-    /// It cannot be read, once more. Permission is missing since that was said, whatever was the matter before.
-    pub(super) fn fails(&mut self, failure: Failure) {
-        let forbidden = |failure: &Failure| matches!(failure, Failure::Forbidden(_));
-        let since = match self.failing.take() {
-            Some((since, before)) if forbidden(&before) || !forbidden(&failure) => since,
-            _ => Instant::now(),
-        };
-        self.failing = Some((since, failure));
+/// Something that cannot be read, until it can.
+#[derive(Debug)]
+pub(super) struct Failing {
+    since: Instant,
+    /// Since when the API server is away, refuses, or answers with something else: whichever it is now. An API server that
+    /// comes back begins with refusing everybody, or with being too busy.
+    of_this_kind: Instant,
+    failure: Failure,
+}
+
+/// What patience depends on.
+#[derive(PartialEq, Eq)]
+enum FailureKind {
+    NoAnswer,
+    Forbidden,
+    Other,
+}
+
+impl Failing {
+    /// It fails (once more, if it did `before`).
+    pub(super) fn again(before: Option<Self>, failure: Failure) -> Self {
+        let now = Instant::now();
+        let kind = kind(&failure);
+        let (since, of_this_kind) = before.map_or((now, now), |before| {
+            let before_kind = self::kind(&before.failure);
+            // Permission is missing since that was said, whatever was the matter before.
+            let began = before_kind == FailureKind::Forbidden || kind != FailureKind::Forbidden;
+            (
+                if began { before.since } else { now },
+                if before_kind == kind { before.of_this_kind } else { now },
+            )
+        });
+        Self {
+            since,
+            of_this_kind,
+            failure,
+        }
     }
 
-    /// It fails, and not only for a moment: an API server may be just restarting, a CRD be just made.
-    fn is_in_trouble(&self) -> bool {
-        match &self.failing {
-            None => false,
-            Some((since, Failure::Forbidden(_))) => since.elapsed() >= FORBIDDEN_GRACE,
-            Some((since, _)) => since.elapsed() >= OUTAGE,
+    /// Not only for a moment: an API server may be just restarting, a CRD be just made.
+    fn is_trouble(&self) -> bool {
+        self.since.elapsed()
+            >= match kind(&self.failure) {
+                FailureKind::Forbidden => FORBIDDEN_GRACE,
+                FailureKind::NoAnswer | FailureKind::Other => OUTAGE,
+            }
+    }
+
+    /// Whether the first sync waits for it.
+    fn blocks(&self) -> bool {
+        match kind(&self.failure) {
+            FailureKind::NoAnswer => true,
+            FailureKind::Forbidden => self.of_this_kind.elapsed() < FORBIDDEN_GRACE,
+            FailureKind::Other => self.of_this_kind.elapsed() < GRACE,
         }
+    }
+}
+
+const fn kind(failure: &Failure) -> FailureKind {
+    match failure {
+        Failure::Unreachable(_) | Failure::Unauthorized(_) => FailureKind::NoAnswer,
+        Failure::Forbidden(_) => FailureKind::Forbidden,
+        _ => FailureKind::Other,
+    }
+}
+
+impl Watched {
+    /// It cannot be read, once more.
+    pub(super) fn fails(&mut self, failure: Failure) {
+        self.failing = Some(Failing::again(self.failing.take(), failure));
+    }
+
+    fn is_in_trouble(&self) -> bool {
+        self.failing.as_ref().is_some_and(Failing::is_trouble)
     }
 }
 
@@ -50,36 +106,42 @@ impl Runner {
         if self.catalogue.is_synced(slot) {
             return false;
         }
-        watched.resource.is_essential()
-            || match &watched.failing {
-                Some((since, Failure::Forbidden(_))) => since.elapsed() < FORBIDDEN_GRACE,
-                Some((_, Failure::Unreachable(_) | Failure::Unauthorized(_))) | None => true,
-                Some((since, _)) => since.elapsed() < GRACE,
-            }
+        watched.resource.is_essential() || watched.failing.as_ref().is_none_or(Failing::blocks)
     }
 
     /// Whether what is known may be told as all that there is.
     pub(super) fn may_start(&self) -> bool {
-        let undiscovered = match &self.undiscovered {
-            _ if self.discovered => false,
-            Some((_, Failure::Unreachable(_) | Failure::Unauthorized(_))) | None => true,
-            Some((since, _)) => since.elapsed() < GRACE,
-        };
+        let undiscovered = !self.discovered && self.undiscovered.as_ref().is_none_or(Failing::blocks);
         !undiscovered && !self.watched.iter().any(|(slot, watched)| self.blocks(slot, watched))
     }
 
     /// What is not known although it is served, once everything else is.
-    pub(super) fn incomplete(&self) -> Option<String> {
-        let unread: Vec<&str> = self
+    pub(super) fn incomplete(&self) -> Option<Gap> {
+        if !self.discovered {
+            return Some(Gap {
+                reason: "it is not known which of Calico's kinds the cluster serves; see the problems".to_owned(),
+                policies: true,
+            });
+        }
+        let unread: Vec<(&str, ObjectKind)> = self
             .watched
             .iter()
             .filter(|(slot, watched)| !self.catalogue.is_synced(slot) && watched.is_in_trouble())
-            .map(|(slot, _)| *slot)
+            .map(|(slot, watched)| (*slot, watched.resource.api.object))
             .collect();
-        if !self.discovered {
-            return Some("it is not known which of Calico's kinds the cluster serves; see the problems".to_owned());
+        if unread.is_empty() {
+            return None;
         }
-        (!unread.is_empty()).then(|| format!("cannot read {}; see the problems", unread.join(", ")))
+        let slots: Vec<&str> = unread.iter().map(|(slot, _)| *slot).collect();
+        Some(Gap {
+            reason: format!("cannot read {}; see the problems", slots.join(", ")),
+            policies: unread.iter().any(|(_, kind)| {
+                matches!(
+                    kind,
+                    ObjectKind::Policy(_) | ObjectKind::Tier | ObjectKind::NetworkSet | ObjectKind::GlobalNetworkSet
+                ) && !self.catalogue.is_adopted(*kind)
+            }),
+        })
     }
 
     /// Err: nobody listens any more.
@@ -100,32 +162,29 @@ impl Runner {
         for (slot, watched) in &self.watched {
             let mut problems = Vec::new();
             match &watched.failing {
-                _ if !watched.is_in_trouble() => {}
+                Some(failing) if !failing.is_trouble() => {}
                 None => {}
-                Some((_, failure @ (Failure::Unreachable(_) | Failure::Unauthorized(_)))) => {
-                    unreachable = Some(failure);
-                }
+                Some(Failing { failure, .. }) if kind(failure) == FailureKind::NoAnswer => unreachable = Some(failure),
                 // Discovery says whether it is gone for good.
-                Some((_, Failure::Missing)) if !is_built_in(&watched.resource) => {}
-                Some((_, failure)) => problems.push(self.unread(slot, failure)),
+                Some(Failing {
+                    failure: Failure::Missing,
+                    ..
+                }) if !is_built_in(&watched.resource) => {}
+                Some(Failing { failure, .. }) => problems.push(self.unread(slot, failure)),
             }
             out.push((format!("kubernetes {slot}").into(), problems));
         }
         for slot in self.names.values().filter(|slot| !self.watched.contains_key(*slot)) {
             out.push((format!("kubernetes {slot}").into(), Vec::new()));
         }
-        match &self.undiscovered {
-            Some((since, failure @ (Failure::Unreachable(_) | Failure::Unauthorized(_))))
-                if since.elapsed() >= OUTAGE =>
-            {
-                unreachable = Some(failure);
-            }
-            _ => {}
-        }
         let undiscovered = match &self.undiscovered {
-            None | Some((_, Failure::Unreachable(_) | Failure::Unauthorized(_))) => Vec::new(),
-            Some((since, _)) if since.elapsed() < OUTAGE => Vec::new(),
-            Some((_, failure)) => vec![Problem::error(
+            None => Vec::new(),
+            Some(failing) if !failing.is_trouble() => Vec::new(),
+            Some(Failing { failure, .. }) if kind(failure) == FailureKind::NoAnswer => {
+                unreachable = Some(failure);
+                Vec::new()
+            }
+            Some(Failing { failure, .. }) => vec![Problem::error(
                 format!("cannot tell which of Calico's kinds the cluster serves: {failure}"),
                 "see to the API server that serves projectcalico.org; until then what is known stays in force",
             )],

@@ -1,0 +1,121 @@
+//! Pods that are gone from the API while their interfaces are still there.
+//!
+//! A pod that is deleted by force is gone from the API at once, and its processes run on until the kubelet has ended them. What
+//! policy says of it can no longer be known, so until its interface is gone nothing passes there. The same holds for a pod
+//! that has ended. A pod's manifest that is removed says less: that Weir is not to look after this pod any more.
+
+use std::collections::BTreeMap;
+
+use tracing::info;
+
+use super::{agent::Agent, endpoints::LocalEndpoint};
+use crate::{
+    endpoint::Event,
+    policy::{
+        change::PeerKey,
+        plan::{EndpointPolicy, Op},
+    },
+    source::SourceOptions,
+};
+
+#[derive(Debug)]
+pub struct Gone {
+    pub pod: PeerKey,
+    pub endpoint: LocalEndpoint,
+    id: u32,
+}
+
+/// Closed endpoints of pods that are gone.
+#[derive(Debug, Default)]
+pub struct Departed {
+    /// By the names under which discovery says when their interfaces go: a new pod may have the old one's.
+    by_stand_in: BTreeMap<PeerKey, Gone>,
+}
+
+impl Departed {
+    pub fn iter(&self) -> impl Iterator<Item = &Gone> {
+        self.by_stand_in.values()
+    }
+
+    #[must_use]
+    pub fn concerns(&self, event: &Event) -> bool {
+        match event {
+            Event::Found { pod, .. } | Event::Lost { pod, .. } | Event::Missing { pod, .. } => {
+                self.by_stand_in.contains_key(pod)
+            }
+            Event::NodeAddresses(_) => false,
+        }
+    }
+}
+
+/// What closes an endpoint in both directions, whatever its policy was.
+fn close(id: u32) -> Op {
+    Op::SetPolicy(EndpointPolicy {
+        endpoint: id,
+        egress_isolated: true,
+        ingress_isolated: true,
+        egress_closed: true,
+        ingress_closed: true,
+        ..EndpointPolicy::default()
+    })
+}
+
+impl Agent {
+    /// The pod is gone; what was its has to go, or to be closed first.
+    pub(super) fn depart(&mut self, pod: PeerKey, endpoint: LocalEndpoint) {
+        let Some(id) = endpoint.id else { return };
+        let interface = match &endpoint.interface {
+            Some(interface)
+                if endpoint.is_attached() && matches!(self.options.source, SourceOptions::Kubernetes(_)) =>
+            {
+                interface.clone()
+            }
+            _ => return self.release(id),
+        };
+        if let Err(error) = self.datapath.execute(&[close(id)]) {
+            self.fail("close the endpoint of a pod that is gone", &error);
+        }
+        info!(%pod, interface = interface.name, "gone; its interface is closed as long as it is there");
+        let stand_in = PeerKey {
+            name: format!("{} (gone, interface {})", pod.name, interface.ifindex).into(),
+            ..pod.clone()
+        };
+        self.discovery.watch(stand_in.clone(), Vec::new());
+        self.discovery
+            .pin(stand_in.clone(), interface.ifindex, interface.name.clone());
+        self.departed.by_stand_in.insert(stand_in, Gone { pod, endpoint, id });
+    }
+
+    /// What discovery says of such an interface.
+    pub(super) fn departed_event(&mut self, event: &Event) {
+        if let Event::Lost { pod, .. } | Event::Missing { pod, .. } = event
+            && let Some(gone) = self.departed.by_stand_in.remove(pod)
+        {
+            self.discovery.forget(pod.clone());
+            self.release(gone.id);
+        }
+    }
+
+    /// The id of such an interface, which is another pod's now: it stays closed until that one's policy is there.
+    pub(super) fn reclaim(&mut self, ifindex: u32) -> Option<u32> {
+        let has = |gone: &Gone| gone.endpoint.interface.as_ref().map(|interface| interface.ifindex) == Some(ifindex);
+        let (stand_in, _) = self.departed.by_stand_in.iter().find(|(_, gone)| has(gone))?;
+        let stand_in = stand_in.clone();
+        self.discovery.forget(stand_in.clone());
+        self.departed.by_stand_in.remove(&stand_in).map(|gone| gone.id)
+    }
+
+    /// Closes them in a new generation of maps, too.
+    pub(super) fn close_departed(&mut self) {
+        let ids: Vec<u32> = self.departed.iter().map(|gone| gone.id).collect();
+        for id in ids {
+            let closed = self.datapath.execute(&[close(id)]);
+            if let Err(error) = closed.and_then(|()| self.datapath.attach(id)) {
+                // Its interface can have gone: then there is nothing to close.
+                if !error.is_vanished_interface() {
+                    self.fail("close the endpoint of a pod that is gone", &error);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! What local pods may do while the API says too little of them: not yet, or not any more.
+
+use std::{thread, time::Duration};
+
+use anyhow::{Result, ensure};
+use serde_json::json;
+use weir::control::query::{EndpointReport, EndpointState};
+use weir_tests::{
+    api_world::ApiWorld,
+    lab::{
+        cni::{self, Call},
+        ip::Batch,
+        probe::Verdict,
+    },
+    world::only_from,
+};
+
+use super::{BOTH, NODE, ONLY_A, POLICIES, cluster_role, enforced, expect, plan};
+
+const B: &str = "/api/v1/namespaces/x/pods/b";
+
+fn endpoint(world: &ApiWorld, pod: &str) -> Result<Option<EndpointReport>> {
+    let status = world.world.status(NODE)?;
+    Ok(status.endpoints.into_iter().find(|endpoint| endpoint.pod == pod))
+}
+
+#[test]
+fn a_pod_that_is_deleted_by_force_is_closed_until_its_interface_is_gone() -> Result<()> {
+    ApiWorld::new(&plan())?.check(|world| {
+        expect(world, BOTH)?;
+        let before = endpoint(world, "b")?.map(|endpoint| endpoint.id);
+        let closed = |world: &ApiWorld| -> Result<bool> {
+            Ok(endpoint(world, "b")?.is_some_and(|endpoint| endpoint.state == EndpointState::Closed))
+        };
+        // Its object goes; its processes, and its interface, do not.
+        world.cluster.api().delete(B)?;
+        world.until("the pod's endpoint is closed", closed)?;
+        expect(world, (Verdict::Allow, Verdict::Deny))?;
+
+        // A pod of its name and address, as a kubelet makes again the object of a static pod: it is that one's interface.
+        world.push("pod-x-b")?;
+        enforced(world, BOTH)?;
+        let after = endpoint(world, "b")?.map(|endpoint| endpoint.id);
+        ensure!(
+            before == after,
+            "connections are remembered under id {before:?}, not {after:?}"
+        );
+
+        world.cluster.api().delete(B)?;
+        world.until("the pod's endpoint is closed again", closed)?;
+        let host = world.world.lab.pod("x/b")?.interface.clone();
+        let mut batch = Batch::default();
+        batch.add(format!("link del {host}"));
+        batch.run(&world.world.lab.node(NODE)?.netns)?;
+        world.until(
+            "nothing is left of the pod",
+            |world| Ok(endpoint(world, "b")?.is_none()),
+        )?;
+        world.world.expect(&[("x/a", "x/server", 80, Verdict::Allow)])
+    })
+}
+
+#[test]
+fn no_pod_starts_on_a_node_that_has_never_read_a_policy() -> Result<()> {
+    let mut world = ApiWorld::without_agents(&plan())?;
+    world.apply(&only_from("a"))?;
+    world.put(&cluster_role(false)?)?;
+    world.world.spawn_agents()?;
+    world.check(|world| {
+        world.until("the agent says what it may not read", |world| {
+            let reason = world.world.status(NODE).ok().and_then(|status| status.reason);
+            Ok(reason.is_some_and(|reason| reason.contains(POLICIES)))
+        })?;
+        let run_dir = world.world.agent(NODE)?.run_dir().to_owned();
+        let mut configuration = cni::configuration("1.1.0", &run_dir, None);
+        configuration["waitSeconds"] = json!(1);
+        let status = Call::new("STATUS", &configuration);
+        status.run()?.failed(50)?;
+
+        world.put(&cluster_role(true)?)?;
+        world.until("the agent is ready", |world| Ok(world.world.status(NODE)?.ready))?;
+        status.run()?.succeeded()?;
+        enforced(world, ONLY_A)
+    })
+}
+
+#[test]
+fn an_agent_by_another_name_takes_nothing_away() -> Result<()> {
+    ApiWorld::new(&plan())?.check(|world| {
+        world.apply(&only_from("a"))?;
+        enforced(world, ONLY_A)?;
+        let agent = world.world.agent(NODE)?;
+        agent.terminate()?;
+        agent.rename("node-2");
+        agent.spawn()?;
+        world.until("the agent misses its node", |world| {
+            let reason = world.world.status(NODE).ok().and_then(|status| status.reason);
+            Ok(reason.is_some_and(|reason| reason.contains("no node node-2")))
+        })?;
+        // Longer than the first sync waits for interfaces.
+        thread::sleep(Duration::from_secs(4));
+        expect(world, ONLY_A)
+    })
+}

@@ -290,7 +290,7 @@ fn description(value: &Value) -> String {
 /// The parts of a policy's text that matter to its meaning.
 fn essence(value: &Value, api_version: &str, kind: &str) -> String {
     let mut metadata = serde_json::Map::new();
-    for key in ["name", "namespace", "labels"] {
+    for key in ["name", "namespace", "labels", "creationTimestamp"] {
         if let Some(member) = value.get("metadata").and_then(|metadata| metadata.get(key)) {
             metadata.insert(key.to_owned(), member.clone());
         }

@@ -189,6 +189,29 @@ fn teams_write_their_policies_and_no_others() -> Result<()> {
     refused(delete(policy("admins", Some("security"))), tiers).context("deleting it")?;
     delete(policy("own", None)).context("deleting one's own")?;
 
+    let named = "a name that is not its own";
+    let known_as = |name: &str, kept: &str| {
+        let mut policy = policy(name, None);
+        policy["metadata"]["annotations"] = json!({"projectcalico.org/metadata": kept});
+        write(policy)
+    };
+    for (name, kept) in [
+        ("web", r#"{"name":"web","uid":"1"}"#),
+        ("default.web", r#"{"name":"web","uid":"1"}"#),
+        ("web", r#"{"uid":"1"}"#),
+    ] {
+        known_as(name, kept).with_context(|| format!("{name} with {kept}"))?;
+    }
+    for kept in [
+        r#"{"name":"security.deny"}"#,
+        r#"{"name": "security.deny"}"#,
+        r#"{"n\u0061me":"security.deny"}"#,
+        r#"{"name":"web","name":"security.deny"}"#,
+        r#"{"labels":{"name":"web"},"name":"security.deny"}"#,
+    ] {
+        refused(known_as("web", kept), named).with_context(|| format!("the name of another: {kept}"))?;
+    }
+
     let mut global = policy("global", None);
     global["kind"] = "GlobalNetworkPolicy".into();
     global["metadata"] = json!({"name": "global"});

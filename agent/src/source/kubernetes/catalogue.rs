@@ -7,67 +7,58 @@
 //! - of each kind the version of the last list (`floor`): what is older than that, and not in the list, is gone,
 //! - of each kind how far the watch has come (`delivered`): an object read by itself that is older than that, and not
 //!   known, has been deleted since.
+//!
+//! | file | what |
+//! |---|---|
+//! | `objects` | a kind's objects by name |
+//! | `names` | whose a name is that several objects claim |
+//! | `kept` | what outlives the agent |
+//! | `remarks` | what is wrong with objects |
 
+mod kept;
+mod names;
 mod objects;
+mod remarks;
 #[cfg(test)]
 mod tests;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
-    path::Path,
+    collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
 
 use serde_json::Value;
 
-use self::objects::{Entry, Name, Objects};
+pub use self::remarks::ObjectProblems;
+use self::{
+    kept::{Kept, is_kept},
+    names::can_be_renamed,
+    objects::{Entry, Name, Objects},
+    remarks::Remarks,
+};
 use super::{version::number, watch::version_of};
 use crate::{
-    api::{ApiKind, Object, ObjectKey, ObjectKind, Parser, Problem, Severity, Unknown},
+    api::{ApiKind, Object, ObjectKey, ObjectKind, Outcome, Parser, Severity},
     source::{
         SourceEvent,
-        store::{Line, Store, Stored, Version},
-        valid::{Good, choose, understood},
+        store::{Store, Stored},
+        valid::choose,
     },
 };
 
-/// Stands for the API where the store of last valid versions names files.
-const ORIGIN: &str = "kubernetes";
-
-/// Problems of one object, for whoever reports them to the API.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ObjectProblems {
-    /// As in `networking.k8s.io/v1`.
-    pub api_version: String,
-    pub kind: &'static str,
-    /// Empty for a cluster-wide kind.
-    pub namespace: Arc<str>,
-    pub name: Arc<str>,
-    pub uid: String,
-    pub resource_version: u64,
-    /// Empty: solved.
-    pub problems: Vec<Problem>,
-}
-
-impl Kind {
-    /// The number of the list that is being taken in, else of the last one.
-    fn list(&self) -> u32 {
-        self.listing.map_or(self.lists, |listing| listing.number)
-    }
-}
-
-#[derive(Clone, Copy)]
 struct Listing {
     number: u32,
     /// The kind's `floor` when the list began: what another list has told since may be newer than this one.
     floor: u64,
+    /// The kind's `delivered` when the list began.
+    delivered: u64,
+    /// Objects (namespace, name) that the list has in a version older than the one known. Few, if any.
+    older: BTreeSet<(Box<str>, Box<str>)>,
 }
 
 struct Kind {
     api: ApiKind,
     objects: Objects,
-    /// Texts of versions in force, until they are kept for the next start.
-    texts: HashMap<ObjectKey, Arc<str>>,
     floor: u64,
     delivered: u64,
     /// Listed once, whole. Before that nothing is told of it.
@@ -77,22 +68,33 @@ struct Kind {
     lists: u32,
 }
 
+impl Kind {
+    fn begin(&mut self) -> Listing {
+        self.lists += 1;
+        Listing {
+            number: self.lists,
+            floor: self.floor,
+            delivered: self.delivered,
+            older: BTreeSet::new(),
+        }
+    }
+
+    /// Whatever is told next is newer than what is known.
+    fn forget_versions(&mut self) {
+        self.floor = 0;
+        self.delivered = 0;
+        for entry in self.objects.iter_mut() {
+            entry.version = 0;
+        }
+    }
+}
+
 pub(super) struct Catalogue {
     parser: Parser,
     kinds: BTreeMap<&'static str, Kind>,
-    /// What the last agent knew. Until all is known.
-    stored: Stored,
-    /// Kinds of which the last agent's versions were told, because they cannot be read.
-    adopted: HashSet<ObjectKind>,
-    store: Store,
-    /// A snapshot of the store is due: until then nothing is appended.
-    unsaved: bool,
-    lines: Vec<Line>,
-    unknown: BTreeMap<Unknown, BTreeSet<String>>,
-    unknown_changed: bool,
-    origin: Arc<Path>,
+    kept: Kept,
+    remarks: Remarks,
     events: Vec<SourceEvent>,
-    reports: Vec<ObjectProblems>,
     /// Everything is told with one Reset.
     started: bool,
 }
@@ -106,31 +108,14 @@ pub(super) fn kind_name(api: &ApiKind) -> String {
     }
 }
 
-/// Kinds whose last valid versions outlive the agent: those that can be invalid though an API server took them, and
-/// those without which less would be forbidden.
-const fn is_kept(kind: ObjectKind) -> bool {
-    matches!(
-        kind,
-        ObjectKind::Policy(_) | ObjectKind::Tier | ObjectKind::NetworkSet | ObjectKind::GlobalNetworkSet
-    )
-}
-
 impl Catalogue {
     pub(super) fn new(store: Store, stored: Stored) -> Self {
-        let origin: Arc<Path> = Path::new(ORIGIN).into();
         Self {
             parser: Parser::of_validated(),
             kinds: BTreeMap::new(),
-            stored,
-            adopted: HashSet::new(),
-            store,
-            unsaved: true,
-            lines: Vec::new(),
-            unknown: BTreeMap::new(),
-            unknown_changed: false,
-            origin,
+            kept: Kept::new(store, stored),
+            remarks: Remarks::default(),
             events: Vec::new(),
-            reports: Vec::new(),
             started: false,
         }
     }
@@ -140,7 +125,6 @@ impl Catalogue {
         self.kinds.entry(slot).or_insert_with(|| Kind {
             api,
             objects: Objects::default(),
-            texts: HashMap::new(),
             floor: 0,
             delivered: 0,
             synced: false,
@@ -149,12 +133,25 @@ impl Catalogue {
         });
     }
 
-    /// The kind is not served any more, and so none of its objects is there.
-    pub(super) fn remove(&mut self, slot: &'static str) {
+    /// The kind is not served any more, and so none of its objects is there; unless it is `succeeded` by one whose first list
+    /// says what is in force instead of them.
+    pub(super) fn remove(&mut self, slot: &'static str, succeeded: bool) {
         let Some(kind) = self.kinds.remove(slot) else { return };
+        if succeeded {
+            for entry in kind.objects.iter() {
+                self.events.extend(self.remarks.forget(&kind.api, entry));
+            }
+            // Of what has not been listed whole the last agent's versions are in force still.
+            if kind.synced {
+                let known = kind.objects.iter().map(|entry| called(&kind.api, entry.name()));
+                self.kept.leave(kind.api.object, known.collect());
+            }
+            return;
+        }
         for entry in kind.objects.iter() {
             self.forget(&kind.api, entry);
         }
+        self.kept.listed(kind.api.object, |_| false);
         if self.started {
             self.events.push(SourceEvent::ResetKinds {
                 kinds: vec![kind.api.object],
@@ -186,44 +183,62 @@ impl Catalogue {
 
     pub(super) fn begin(&mut self, slot: &str) {
         if let Some(kind) = self.kinds.get_mut(slot) {
-            kind.lists += 1;
-            kind.listing = Some(Listing {
-                number: kind.lists,
-                floor: kind.floor,
-            });
+            kind.listing = Some(kind.begin());
         }
     }
 
     /// An object of the list that was begun.
     pub(super) fn item(&mut self, slot: &str, value: &Value) {
         let Some(kind) = self.kinds.get_mut(slot) else { return };
-        let list = kind.list();
+        let Some(listing) = &mut kind.listing else { return };
         let Some(name) = name(value) else { return };
         let version = number(version_of(value));
         // Told to be gone since this list began.
-        let overtaken = kind.listing.is_some_and(|listing| listing.floor < kind.floor) && version <= kind.floor;
+        let overtaken = listing.floor < kind.floor && version <= kind.floor;
         match kind.objects.get_mut(name) {
             Some(entry) => {
-                entry.listed = entry.listed.max(list);
-                if entry.version >= version && version != 0 {
+                entry.listed = entry.listed.max(listing.number);
+                if entry.version > version && version != 0 {
+                    listing.older.insert((name.0.into(), name.1.into()));
+                    return;
+                }
+                // A list that comes as a stream may begin with an earlier state.
+                if !listing.older.is_empty() {
+                    listing.older.remove(&(name.0.into(), name.1.into()));
+                }
+                if entry.version == version && version != 0 {
                     return;
                 }
             }
             None if overtaken && version != 0 => return,
             None => {}
         }
+        let list = listing.number;
         // Told when the list is over.
         self.put(slot, name, value, list);
     }
 
-    /// The list that was begun is over: what it did not name is gone.
-    pub(super) fn listed(&mut self, slot: &str, version: u64) {
-        let Some(kind) = self.kinds.get_mut(slot) else { return };
-        let Some(list) = kind.listing.take() else { return };
-        // Older than what was known when it was asked for: the store behind the API was put back to an earlier state. That
-        // is the truth now.
-        let earlier = version < list.floor;
-        self.merge(slot, version, list.number, earlier);
+    /// The list that was begun is over: what it did not name is gone. False: it contradicts what was known, and so nothing
+    /// follows from it; the kind must be listed again, which will be believed whatever it says.
+    ///
+    /// The store behind the API was put back to an earlier state then. Either the list is older than what was known when it was
+    /// asked for; or, where versions were made to go on after those given out before (`etcdutl snapshot restore
+    /// --bump-revision`), it has an object in an older version than one that is known, which is not newer than the list.
+    pub(super) fn listed(&mut self, slot: &str, version: u64) -> bool {
+        let Some(kind) = self.kinds.get_mut(slot) else {
+            return true;
+        };
+        let Some(list) = kind.listing.take() else { return true };
+        let mut older = list
+            .older
+            .iter()
+            .filter_map(|(namespace, name)| kind.objects.get((namespace, name)));
+        if version < list.delivered || older.any(|entry| entry.version <= version) {
+            kind.forget_versions();
+            return false;
+        }
+        self.merge(slot, version, list.number);
+        true
     }
 
     /// Takes in a list that came beside the watch, whole.
@@ -232,11 +247,17 @@ impl Catalogue {
         if version < kind.floor {
             return;
         }
-        kind.lists += 1;
-        let own = Listing {
-            number: kind.lists,
-            floor: kind.floor,
+        // As in `listed`.
+        let contradicts = |item: &Value| {
+            let known = name(item).and_then(|name| kind.objects.get(name));
+            known
+                .is_some_and(|entry| entry.version <= version && (1..entry.version).contains(&number(version_of(item))))
         };
+        if items.iter().any(contradicts) {
+            kind.forget_versions();
+        }
+        let own = kind.begin();
+        let number = own.number;
         let listing = kind.listing.replace(own);
         for item in items {
             self.item(slot, item);
@@ -244,7 +265,7 @@ impl Catalogue {
         if let Some(kind) = self.kinds.get_mut(slot) {
             kind.listing = listing;
         }
-        self.merge(slot, version, own.number, false);
+        self.merge(slot, version, number);
     }
 
     /// Takes in what was read beside the watch: all that happened after a version that the watch had come to by then, what
@@ -268,40 +289,32 @@ impl Catalogue {
         }
     }
 
-    fn merge(&mut self, slot: &str, version: u64, list: u32, earlier: bool) {
+    fn merge(&mut self, slot: &str, version: u64, list: u32) {
         let Some(kind) = self.kinds.get_mut(slot) else { return };
-        if earlier {
-            kind.floor = version;
-            kind.delivered = version;
-        } else {
-            kind.floor = kind.floor.max(version);
-            kind.delivered = kind.delivered.max(version);
-        }
+        kind.floor = kind.floor.max(version);
+        kind.delivered = kind.delivered.max(version);
         kind.synced = true;
         let api = kind.api;
         let gone = kind
             .objects
-            .extract(|entry| entry.listed < list && (earlier || entry.version <= version));
-        let objects = Self::objects_of(kind);
-        for entry in kind.objects.iter_mut() {
-            entry.told = entry.object().is_some();
-        }
+            .extract(|entry| entry.listed < list && entry.version <= version);
+        self.kept.listed(api.object, |called| {
+            let name = (called.namespace.as_deref().unwrap_or_default(), &*called.name);
+            kind.objects.get(name).is_some()
+        });
         for entry in &gone {
             self.forget(&api, entry);
         }
         if self.started {
+            let objects = self.in_force(slot);
             self.events.push(SourceEvent::ResetKinds {
                 kinds: vec![api.object],
                 objects,
             });
             if self.kinds.values().all(|kind| kind.synced) {
-                self.stored = Stored::default();
+                self.kept.all_listed();
             }
         }
-    }
-
-    fn objects_of(kind: &Kind) -> Vec<Object> {
-        kind.objects.iter().filter_map(Entry::object).cloned().collect()
     }
 
     // === Changes ===
@@ -321,8 +334,7 @@ impl Catalogue {
         {
             return;
         }
-        let list = kind.list();
-        self.put_and_tell(slot, name, value, list);
+        self.put_and_tell(slot, name, value);
     }
 
     /// The watch told a deletion.
@@ -345,27 +357,13 @@ impl Catalogue {
         let Some(entry) = kind.objects.remove(name) else {
             return;
         };
-        let key = entry.key();
-        // Two names of the API may be one of Calico's (with and without the prefix `default.`).
-        let other = match &key {
-            Some(key) if is_kept(api.object) => kind
-                .objects
-                .iter()
-                .find(|other| other.key().as_ref() == Some(key))
-                .and_then(|other| other.object().cloned()),
-            _ => None,
-        };
         let synced = kind.synced;
         self.forget(&api, &entry);
         if self.started
             && synced
-            && entry.told
-            && let Some(key) = key
+            && let Some(key) = entry.key()
         {
-            self.events.push(match other {
-                Some(object) => SourceEvent::Apply(object),
-                None => SourceEvent::Delete(key),
-            });
+            self.tell_owner(slot, key, entry.told);
         }
     }
 
@@ -385,10 +383,9 @@ impl Catalogue {
             // What the watch has told already and is not known has been deleted since.
             None => version > kind.delivered,
         };
-        let list = kind.list();
         let listing = kind.listing.is_some();
         if newer {
-            self.put_and_tell(slot, name, value, list);
+            self.put_and_tell(slot, name, value);
         }
         let kind = self.kinds.get_mut(slot)?;
         let entry = kind.objects.get_mut(name)?;
@@ -401,18 +398,30 @@ impl Catalogue {
         Some((object, entry.version))
     }
 
-    fn put_and_tell(&mut self, slot: &str, name: Name<'_>, value: &Value, list: u32) {
-        let changed = self.put(slot, name, value, list);
+    /// Takes in a version that is in no list.
+    fn put_and_tell(&mut self, slot: &str, name: Name<'_>, value: &Value) {
+        let kind = self.kinds.get(slot).filter(|kind| can_be_renamed(kind.api.object));
+        let was = kind.and_then(|kind| {
+            let entry = kind.objects.get(name)?;
+            Some((entry.key()?, entry.told))
+        });
+        let changed = self.put(slot, name, value, 0);
         let Some(kind) = self.kinds.get_mut(slot) else { return };
-        let synced = kind.synced;
-        if self.started
-            && synced
-            && changed
-            && let Some(entry) = kind.objects.get_mut(name)
-            && let Some(object) = entry.object().cloned()
-        {
-            entry.told = true;
-            self.events.push(SourceEvent::Apply(object));
+        if !self.started || !kind.synced {
+            return;
+        }
+        let Some(entry) = kind.objects.get_mut(name) else {
+            return;
+        };
+        entry.told &= !changed;
+        let Some(key) = entry.key() else { return };
+        // What is new comes before what goes.
+        let left = was.filter(|(known_as, _)| *known_as != key);
+        if changed || can_be_renamed(key.kind) {
+            self.tell_owner(slot, key, false);
+        }
+        if let Some((known_as, told)) = left {
+            self.tell_owner(slot, known_as, told);
         }
     }
 
@@ -424,15 +433,15 @@ impl Catalogue {
         let api = kind.api;
         let api_version = api_version(&api);
         let mut parsed = self.parser.parse(value, Some((&api_version, api.kind)));
-        let key = parsed.key;
+        let called = || called(&api, name);
         let entry = kind.objects.entry(name);
         let last = entry.good();
         let before = last.as_ref().map(|good| good.object.clone());
-        let last = match (&last, &key) {
-            (None, Some(key)) if is_kept(api.object) && !matches!(parsed.outcome, crate::api::Outcome::Valid(_)) => {
-                stored_version(&self.stored, &self.origin, &mut self.parser, key)
+        let last = match last {
+            None if is_kept(api.object) && !matches!(parsed.outcome, Outcome::Valid(_)) => {
+                self.kept.last(&mut self.parser, &called())
             }
-            _ => last,
+            last => last,
         };
         let (mut good, consequence) = choose(parsed.outcome, parsed.manifest.map(Arc::from), last);
         for problem in &mut parsed.problems {
@@ -450,173 +459,67 @@ impl Catalogue {
         let text = good.as_mut().and_then(|good| good.text.take());
         entry.version = number(version_of(value));
         entry.listed = entry.listed.max(list);
-        entry.set(good);
-        let now = entry.key();
+        entry.set(good, value);
         if changed
             && is_kept(api.object)
-            && let (Some(key), Some(object)) = (&now, entry.object())
+            && let Some(object) = entry.object()
         {
-            if !self.unsaved {
-                self.lines.push(saved(&self.origin, key, object, text));
-            } else if let Some(text) = text {
-                kind.texts.insert(key.clone(), text);
-            }
+            self.kept.keep(&called(), object, text);
         }
         if remarked || entry.remarks {
-            self.tell_problems(&api, name, value, key.as_ref(), parsed.problems, parsed.unknown);
-        }
-        // Calico's name of a policy depends on its tier.
-        if self.started
-            && let Some(old) = before
-                .map(|object| object.key())
-                .filter(|old| Some(old) != now.as_ref())
-        {
-            self.events.push(SourceEvent::Delete(old));
+            let event = self.remarks.tell(&api, name, value, parsed.problems, parsed.unknown);
+            self.events.push(event);
         }
         changed
     }
 
-    // === What is wrong ===
-
-    fn tell_problems(
-        &mut self,
-        api: &ApiKind,
-        (namespace, name): Name<'_>,
-        value: &Value,
-        key: Option<&ObjectKey>,
-        problems: Vec<Problem>,
-        unknown: Vec<Unknown>,
-    ) {
-        if let Some(key) = key {
-            self.forget_unknown(&key.to_string());
-            for what in unknown {
-                self.unknown_changed = true;
-                self.unknown.entry(what).or_default().insert(key.to_string());
-            }
-        }
-        self.reports.push(ObjectProblems {
-            api_version: api_version(api),
-            kind: api.kind,
-            namespace: namespace.into(),
-            name: name.into(),
-            uid: value
-                .pointer("/metadata/uid")
-                .and_then(Value::as_str)
-                .unwrap_or_default()
-                .to_owned(),
-            resource_version: number(version_of(value)),
-            problems: problems.clone(),
-        });
-        self.events.push(SourceEvent::Problems {
-            origin: origin(api, (namespace, name)),
-            problems,
-        });
-    }
-
-    fn forget_unknown(&mut self, key: &str) {
-        let before = self.unknown.len();
-        self.unknown.retain(|_, objects| {
-            self.unknown_changed |= objects.remove(key);
-            !objects.is_empty()
-        });
-        self.unknown_changed |= self.unknown.len() != before;
-    }
-
     /// The object is gone: what was kept and told of it goes, too.
     fn forget(&mut self, api: &ApiKind, entry: &Entry) {
-        if entry.remarks {
-            if let Some(key) = entry.key() {
-                self.forget_unknown(&key.to_string());
-            }
-            let (namespace, name) = entry.name();
-            self.reports.push(ObjectProblems {
-                api_version: api_version(api),
-                kind: api.kind,
-                namespace: namespace.into(),
-                name: name.into(),
-                uid: String::new(),
-                resource_version: 0,
-                problems: Vec::new(),
-            });
-            self.events.push(SourceEvent::Problems {
-                origin: origin(api, (namespace, name)),
-                problems: Vec::new(),
-            });
-        }
-        if is_kept(api.object)
-            && !self.unsaved
-            && let Some(key) = entry.key()
-        {
-            self.lines.push(Line {
-                file: self.origin.clone(),
-                key,
-                version: None,
-            });
+        self.events.extend(self.remarks.forget(api, entry));
+        if is_kept(api.object) {
+            self.kept.forget(called(api, entry.name()));
         }
     }
 
     // === Beginning, and what follows ===
 
-    /// What the last agent knew of kinds that cannot be read now, and so goes on.
-    fn adopted(&mut self, all_served: bool) -> Vec<(ObjectKey, Good)> {
-        let (kinds, parser) = (&self.kinds, &mut self.parser);
+    /// Everything that is known is told, as all that there is. Whether that is so is for the caller to say. `all_served`:
+    /// a kind that was not added is one that is not served.
+    pub(super) fn start(&mut self, all_served: bool) {
+        let kinds = &self.kinds;
         let is_read = |object: ObjectKind| match kinds.values().find(|kind| kind.api.object == object) {
             Some(kind) => kind.synced,
             None => all_served,
         };
-        let texts = self.stored.of_file(&self.origin);
-        texts
-            .into_iter()
-            .filter_map(|text| understood(parser, text))
-            .filter(|(key, _)| !is_read(key.kind))
-            .collect()
-    }
-
-    /// Everything that is known is told, as all that there is. Whether that is so is for the caller to say. `all_served`:
-    /// a kind that was not added is one that is not served.
-    pub(super) fn start(&mut self, all_served: bool) {
-        let adopted = self.adopted(all_served);
-        self.adopted = adopted.iter().map(|(key, _)| key.kind).collect();
+        let mut objects = self.kept.adopt(&mut self.parser, is_read);
         self.started = true;
-        let mut objects: Vec<Object> = Vec::new();
-        let mut lines = Vec::new();
-        for (key, good) in adopted {
-            tracing::warn!(object = %key, "cannot be read from the API: its last known version stays in force");
-            objects.push(good.object.clone());
-            lines.push(saved(&self.origin, &key, &good.object, good.text));
+        let mut in_force = Vec::new();
+        for kind in self.kinds.values().filter(|kind| is_kept(kind.api.object)) {
+            let known = kind.objects.iter();
+            in_force.extend(known.filter_map(|entry| Some((called(&kind.api, entry.name()), entry.object()?.clone()))));
         }
-        for kind in self.kinds.values_mut() {
-            let mut texts = std::mem::take(&mut kind.texts);
-            if kind.synced {
-                objects.extend(Self::objects_of(kind));
-            }
-            for entry in kind.objects.iter_mut() {
-                entry.told = kind.synced && entry.object().is_some();
-                if is_kept(kind.api.object)
-                    && let (Some(key), Some(object)) = (entry.key(), entry.object())
-                {
-                    lines.push(saved(&self.origin, &key, object, texts.remove(&key)));
-                }
-            }
+        let synced: Vec<&'static str> = self
+            .kinds
+            .iter()
+            .filter_map(|(slot, kind)| kind.synced.then_some(*slot))
+            .collect();
+        let all = synced.len() == self.kinds.len();
+        for slot in synced {
+            objects.extend(self.in_force(slot));
         }
         self.events.insert(0, SourceEvent::Reset(objects));
-        self.store.snapshot(lines);
-        self.unsaved = false;
-        if self.adopted.is_empty() && self.kinds.values().all(|kind| kind.synced) {
-            self.stored = Stored::default();
+        self.kept.snapshot(in_force);
+        if all {
+            self.kept.all_listed();
         }
     }
 
     /// All kinds that are served have been added: of others there is nothing.
     pub(super) fn all_served(&mut self) {
-        let kinds: Vec<ObjectKind> = self
-            .adopted
-            .iter()
-            .copied()
-            .filter(|object| !self.kinds.values().any(|kind| kind.api.object == *object))
-            .collect();
+        let added = &self.kinds;
+        let is_added = |object: ObjectKind| added.values().any(|kind| kind.api.object == object);
+        let kinds = self.kept.unserved(is_added);
         if !kinds.is_empty() {
-            self.adopted.retain(|kind| !kinds.contains(kind));
             self.events.push(SourceEvent::ResetKinds {
                 kinds,
                 objects: Vec::new(),
@@ -624,9 +527,10 @@ impl Catalogue {
         }
     }
 
-    /// Whether the last agent's versions of this kind are in force, because it cannot be read.
+    /// Whether versions of this kind are in force that were known before, because it cannot be read: the last agent's, or
+    /// those of the group that it was read from.
     pub(super) fn is_adopted(&self, kind: ObjectKind) -> bool {
-        self.adopted.contains(&kind)
+        self.kept.has_known(kind)
     }
 
     pub(super) const fn is_started(&self) -> bool {
@@ -635,21 +539,8 @@ impl Catalogue {
 
     /// What follows from all that was taken in, in its order.
     pub(super) fn events(&mut self) -> Vec<SourceEvent> {
-        if self.started {
-            self.store.append(std::mem::take(&mut self.lines));
-        }
-        if std::mem::take(&mut self.unknown_changed) {
-            let problems = self.unknown.iter().filter_map(|(what, objects)| {
-                let mut problem = what.problem(objects.len(), "objects");
-                problem.object = Some(objects.first()?.clone());
-                Some(problem)
-            });
-            let event = SourceEvent::Problems {
-                origin: "unknown fields".into(),
-                problems: problems.collect(),
-            };
-            self.events.push(event);
-        }
+        self.kept.write();
+        self.events.extend(self.remarks.events());
         if self.started {
             std::mem::take(&mut self.events)
         } else {
@@ -659,28 +550,17 @@ impl Catalogue {
 
     /// Whose problems are others now.
     pub(super) fn reports(&mut self) -> Vec<ObjectProblems> {
-        std::mem::take(&mut self.reports)
+        self.remarks.reports()
     }
 }
 
-fn saved(origin: &Arc<Path>, key: &ObjectKey, object: &Object, text: Option<Arc<str>>) -> Line {
-    Line {
-        file: origin.clone(),
-        key: key.clone(),
-        version: Some(Version {
-            object: object.clone(),
-            text,
-        }),
+/// Names an object as the API does.
+fn called(api: &ApiKind, (namespace, name): Name<'_>) -> ObjectKey {
+    ObjectKey {
+        kind: api.object,
+        namespace: api.namespaced.then(|| namespace.into()),
+        name: name.into(),
     }
-}
-
-fn stored_version(stored: &Stored, origin: &Path, parser: &mut Parser, key: &ObjectKey) -> Option<Good> {
-    let (found, good) = understood(parser, stored.of_object(origin, key)?)?;
-    (found == *key).then_some(good)
-}
-
-fn origin(api: &ApiKind, (namespace, name): Name<'_>) -> Arc<str> {
-    format!("{} {namespace}/{name}", kind_name(api)).into()
 }
 
 pub(super) fn api_version(api: &ApiKind) -> String {

@@ -23,8 +23,11 @@ const LONGEST_ERROR: usize = 64 * 1024;
 
 /// The API's own JSON, and nothing that needs decoding before it can be read in pieces.
 pub(super) const JSON: &str = "application/json";
-/// Objects without spec and status.
-pub(super) const METADATA_ONLY: &str = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1";
+/// Objects without spec and status,
+pub(super) const METADATA_ONLY: &str = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1";
+/// and lists of them. An API server takes the first form named that it knows, and then refuses a list that is asked for as
+/// one object: they cannot be named together.
+pub(super) const METADATA_LIST: &str = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1";
 
 /// Why a request did not do what it was asked.
 #[derive(Clone, Debug, PartialEq, Eq)]

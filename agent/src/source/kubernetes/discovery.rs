@@ -14,10 +14,11 @@ use super::{
     backoff::{Backoff, spread},
     client::{Api, Failure},
     health::WatchHealth,
-    kinds::{SERVED, STORED, Seen, names_of},
-    watch::{Message, Told, Watch},
+    kinds::{Policies, SERVED, STORED, Seen, names_of},
+    project::page,
+    watch::{Message, Told, Watch, garbled},
 };
-use crate::metrics::Watches;
+use crate::{api::ObjectKind, metrics::Watches};
 
 /// How often to ask where nothing tells of changes (an aggregated API server that comes or goes).
 const EVERY: Duration = Duration::from_secs(60);
@@ -76,7 +77,13 @@ impl Crds {
                     return true;
                 }
             }
-            Message::Gone(object) => return crd_name(&object).is_some_and(|name| self.names.remove(&name)),
+            Message::Gone(object) => {
+                let Some(name) = crd_name(&object) else { return false };
+                if let Some(listing) = &mut self.listing {
+                    listing.remove(&name);
+                }
+                return self.names.remove(&name);
+            }
             Message::Failed(failure) => {
                 self.answered = true;
                 // What was known stays so while the server cannot be asked.
@@ -211,11 +218,39 @@ impl Discovery {
     async fn ask(&self, crds: &Crds) -> Result<Seen, Failure> {
         let (served, stored) = (format!("/apis/{SERVED}/v3"), format!("/apis/{STORED}/v1"));
         let (served, stored) = tokio::join!(self.resources(&served), self.resources(&stored));
-        Ok(Seen {
-            served: served?,
-            stored: stored?,
-            served_is_stored: crds.has_group(SERVED),
-        })
+        let mut seen = seen(served, stored?, crds.has_group(SERVED))?;
+        if seen.has_two_sets() {
+            let (served, stored) = tokio::join!(self.has_policies(&seen, SERVED), self.has_policies(&seen, STORED));
+            seen.policies = Some(Policies {
+                served: served?,
+                stored: stored?,
+            });
+        }
+        Ok(seen)
+    }
+
+    /// Whether a group holds any policy that may be read.
+    async fn has_policies(&self, seen: &Seen, group: &'static str) -> Result<bool, Failure> {
+        for api in seen
+            .kinds(group)
+            .filter(|api| matches!(api.object, ObjectKind::Policy(_)))
+        {
+            let target = names_of(&format!("/apis/{group}/{}/{}", api.version, api.plural));
+            let answer = self
+                .api
+                .open(&format!("{}?limit=1", target.path), target.accept_list())
+                .await;
+            let text = match answer {
+                Ok(answer) => answer.all().await?,
+                Err(Failure::Missing | Failure::Forbidden(_)) => continue,
+                Err(failure) => return Err(failure),
+            };
+            let page = page(&text, target.shape).map_err(|error| garbled(&error))?;
+            if !page.items.is_empty() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// The resources of a group. None: it is not served.
@@ -232,7 +267,7 @@ impl Discovery {
         }
         match self.api.get(path).await {
             Ok(text) => {
-                let list: List = serde_json::from_slice(&text).map_err(|error| super::watch::garbled(&error))?;
+                let list: List = serde_json::from_slice(&text).map_err(|error| garbled(&error))?;
                 let watchable = |resource: &Resource| {
                     ["list", "watch"]
                         .iter()
@@ -251,6 +286,28 @@ impl Discovery {
             Err(failure) => Err(failure),
         }
     }
+}
+
+/// What the groups' answers say together. An API server of Calico's that does not answer hides nothing where the objects that it
+/// would show are read from the other group anyway.
+fn seen(
+    served: Result<Option<Vec<String>>, Failure>,
+    stored: Option<Vec<String>>,
+    served_is_stored: Option<bool>,
+) -> Result<Seen, Failure> {
+    let mut seen = Seen {
+        stored,
+        served_is_stored,
+        ..Seen::default()
+    };
+    match served {
+        Ok(served) => seen.served = served,
+        Err(failure) if served_is_stored == Some(false) && seen.group() == Some(STORED) => {
+            seen.unanswered = Some(failure.to_string());
+        }
+        Err(failure) => return Err(failure),
+    }
+    Ok(seen)
 }
 
 /// Whether something that was there is not any more.
@@ -297,7 +354,27 @@ mod tests {
             served: None,
             stored: (!stored.is_empty()).then(|| stored.iter().map(|&plural| plural.to_owned()).collect()),
             served_is_stored: Some(false),
+            ..Seen::default()
         }
+    }
+
+    #[test]
+    fn an_api_server_of_calico_s_that_does_not_answer_hides_no_crd() {
+        let tiers = || Some(vec!["tiers".to_owned()]);
+        let answer = super::seen(Err(failure()), tiers(), Some(false)).expect("is seen");
+        assert_eq!(answer.group(), Some(STORED));
+        assert_eq!(answer.problems().len(), 1);
+        let mut belief = Belief::default();
+        let now = Instant::now();
+        assert_eq!(hear(&mut belief, Ok(answer), &crds(&["tiers"]), now), "tiers Usual");
+        // It answers again, and there is nothing else to see.
+        let answer = super::seen(Ok(tiers()), tiers(), Some(false)).expect("is seen");
+        assert!(answer.problems().is_empty());
+        assert_eq!(hear(&mut belief, Ok(answer), &crds(&["tiers"]), now), "tiers Usual");
+        // Where its objects are read from nowhere else it matters, also where they may be.
+        assert!(super::seen(Err(failure()), None, Some(false)).is_err());
+        assert!(super::seen(Err(failure()), tiers(), Some(true)).is_err());
+        assert!(super::seen(Err(failure()), tiers(), None).is_err());
     }
 
     fn crds(stored: &[&str]) -> Crds {

@@ -30,7 +30,7 @@ use super::{
     watch::{Message, Told, Watch, escaped},
 };
 use crate::{
-    api::{Object, Problem},
+    api::{Object, ObjectKind, Problem},
     metrics::Arrivals,
     source::{Gap, SourceEvent},
 };
@@ -198,10 +198,27 @@ impl Runner {
         if self.watched.contains_key(slot) {
             return;
         }
-        let id = self.next_id;
-        self.next_id += 1;
         let health = self.health.add(slot, resource.api.object);
         self.catalogue.add(slot, resource.api);
+        self.begin(slot, resource, health);
+    }
+
+    /// Lists a kind anew, and watches it from there.
+    fn watch_again(&mut self, slot: &'static str) {
+        let Some(watched) = self.watched.remove(slot) else {
+            return;
+        };
+        tracing::warn!(
+            kind = slot,
+            "the API server has an earlier state than it had: listing again, to believe it whole"
+        );
+        self.by_id.remove(&watched.id);
+        self.begin(slot, watched.resource.clone(), watched.health.clone());
+    }
+
+    fn begin(&mut self, slot: &'static str, resource: Resource, health: Arc<WatchHealth>) {
+        let id = self.next_id;
+        self.next_id += 1;
         let watch = Watch {
             id,
             api: self.api.clone(),
@@ -230,12 +247,13 @@ impl Runner {
         slot
     }
 
-    fn unwatch(&mut self, slot: &'static str) {
+    /// `succeeded`: its objects are to be read from another group now.
+    fn unwatch(&mut self, slot: &'static str, succeeded: bool) {
         if let Some(watched) = self.watched.remove(slot) {
             tracing::info!(kind = slot, "is not served any more");
             self.by_id.remove(&watched.id);
             self.health.remove(slot, watched.resource.api.object);
-            self.catalogue.remove(slot);
+            self.catalogue.remove(slot, succeeded);
             if let Some(refresh) = &mut self.refresh {
                 refresh.versions.retain(|(waiting, _)| *waiting != slot);
             }
@@ -257,22 +275,29 @@ impl Runner {
                     kinds = resources.len(),
                     "Calico's kinds that the cluster serves"
                 );
-                // What is new comes before what goes; but of two groups, one at a time tells an object.
+                // Of two groups, one at a time tells an object. What the one told stays until the other has been listed.
                 let wanted: Vec<String> = resources.iter().map(|resource| kind_name(&resource.api)).collect();
-                let gone: Vec<&'static str> = self
+                let gone: Vec<(&'static str, ObjectKind)> = self
                     .watched
                     .iter()
                     .filter(|(_, watched)| !is_built_in(&watched.resource))
-                    .map(|(slot, _)| *slot)
-                    .filter(|slot| !wanted.iter().any(|name| name == slot))
+                    .map(|(slot, watched)| (*slot, watched.resource.api.object))
+                    .filter(|(slot, _)| !wanted.iter().any(|name| name == slot))
                     .collect();
-                for slot in gone {
-                    self.unwatch(slot);
+                for (slot, object) in gone {
+                    let succeeded = resources.iter().any(|resource| resource.api.object == object);
+                    self.unwatch(slot, succeeded);
                 }
                 for resource in resources {
                     self.watch(resource);
                 }
                 self.catalogue.all_served();
+                let problems = SourceEvent::Problems {
+                    origin: "kubernetes groups".into(),
+                    problems: seen.problems(),
+                };
+                // Where nobody listens any more, the next event says so.
+                let _ = self.outbox.events.send(problems);
             }
         }
     }
@@ -290,7 +315,12 @@ impl Runner {
                     self.catalogue.item(slot, item);
                 }
             }
-            Message::Listed(version) => self.catalogue.listed(slot, version),
+            Message::Listed(version) => {
+                if !self.catalogue.listed(slot, version) {
+                    self.watch_again(slot);
+                    return;
+                }
+            }
             Message::Changed(object) => self.catalogue.changed(slot, &object),
             Message::Gone(object) => self.catalogue.gone(slot, &object),
             Message::Progress(version) => self.catalogue.progress(slot, version),

@@ -14,7 +14,7 @@ use tokio::{sync::mpsc, time::timeout};
 
 use super::{
     backoff::{Backoff, spread},
-    client::{Answer, Api, Failure, Status},
+    client::{Answer, Api, Failure, METADATA_LIST, METADATA_ONLY, Status},
     health::WatchHealth,
     project::{INITIAL_EVENTS_END, Line, Shape, line, page},
     version::number,
@@ -28,6 +28,8 @@ const SILENCE: Duration = Duration::from_secs(150);
 const BRIEF: Duration = Duration::from_secs(3);
 /// For the next piece of a list.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// Streaming lists in a row that come to a halt until they are given up.
+const HALTS: u32 = 3;
 /// Objects per page of a list.
 const PAGE: usize = 500;
 /// Objects per message: as few as keep the number of messages low, so that little is under way at once.
@@ -48,6 +50,17 @@ pub(super) struct Target {
     pub(super) shape: &'static Shape,
     /// It is kube-apiserver itself that serves it: lists may come as streams, and progress is told.
     pub(super) native: bool,
+}
+
+impl Target {
+    /// What to accept for a list that does not come as a stream.
+    pub(super) fn accept_list(&self) -> &'static str {
+        if self.accept == METADATA_ONLY {
+            METADATA_LIST
+        } else {
+            self.accept
+        }
+    }
 }
 
 /// What a watch has to say.
@@ -103,10 +116,27 @@ impl Watch {
     /// Until nobody listens, or it is aborted.
     pub(super) async fn run(self) {
         let mut backoff = Backoff::new();
-        let mut streams = self.target.native;
+        // Streaming lists that may still come to a halt. One that does may be a server's trouble, not its age.
+        let mut streams = if self.target.native { HALTS } else { 0 };
+        let mut halted = false;
         loop {
-            let listed = if streams {
-                self.stream().await.map(|(version, lines)| (version, Some(lines)))
+            let listed = if streams > 0 && !std::mem::take(&mut halted) {
+                match self.stream().await {
+                    Ok(Some((version, lines))) => {
+                        streams = HALTS;
+                        Ok((version, Some(lines)))
+                    }
+                    Ok(None) => {
+                        tracing::info!(
+                            path = self.target.path,
+                            "a streaming list does not go on: listing by pages"
+                        );
+                        streams -= 1;
+                        halted = true;
+                        continue;
+                    }
+                    Err(stop) => Err(stop),
+                }
             } else {
                 self.pages().await.map(|version| (version, None))
             };
@@ -115,9 +145,9 @@ impl Watch {
                     backoff.reset();
                     self.follow(version, lines).await
                 }
-                // An older server, or one that takes streams for something else.
-                Err(Stop::Failed(Failure::Unsupported(_))) if streams => {
-                    streams = false;
+                // An older server.
+                Err(Stop::Failed(Failure::Unsupported(_))) if streams > 0 => {
+                    streams = 0;
                     continue;
                 }
                 Err(stop) => stop,
@@ -180,8 +210,9 @@ impl Watch {
 
     // === Lists ===
 
-    /// A list that goes over into a watch.
-    async fn stream(&self) -> Result<(String, Lines), Stop> {
+    /// A list that goes over into a watch. None: it does not go on. So it is with a server that is so old that it takes it for
+    /// a watch.
+    async fn stream(&self) -> Result<Option<(String, Lines)>, Stop> {
         let mut lines = self
             .open("sendInitialEvents=true&resourceVersionMatch=NotOlderThan")
             .await?;
@@ -189,7 +220,7 @@ impl Watch {
         let mut batch = Vec::with_capacity(BATCH);
         loop {
             let Ok(next) = timeout(PATIENCE, lines.next(self.target.shape)).await else {
-                return Err(Failure::Unsupported("a streaming list that does not go on".to_owned()).into());
+                return Ok(None);
             };
             let Some(Line { event, object }) = next? else {
                 return Err(Failure::Server("the list ended before it was whole".to_owned()).into());
@@ -201,11 +232,16 @@ impl Watch {
                         self.tell(Message::Items(std::mem::take(&mut batch))).await?;
                     }
                 }
+                // The list may begin with a state that is some time old, and go on from there.
+                "DELETED" => {
+                    self.tell(Message::Items(std::mem::take(&mut batch))).await?;
+                    self.tell(Message::Gone(object)).await?;
+                }
                 "BOOKMARK" if marks_the_end(&object) => {
                     self.tell(Message::Items(batch)).await?;
                     let version = version_of(&object).to_owned();
                     self.tell(Message::Listed(number(&version))).await?;
-                    return Ok((version, lines));
+                    return Ok(Some((version, lines)));
                 }
                 "ERROR" => return Err(status(object).into()),
                 _ => {}
@@ -222,7 +258,7 @@ impl Watch {
             } else {
                 format!("limit={PAGE}&continue={}", escaped(&next))
             };
-            let text = self.api.open(&self.path(&query), self.target.accept).await?;
+            let text = self.api.open(&self.path(&query), self.target.accept_list()).await?;
             let text = text.all().await?;
             self.health.received(text.len());
             let page = page(&text, self.target.shape).map_err(|error| garbled(&error))?;

@@ -3,6 +3,7 @@
 use std::hash::{BuildHasher as _, RandomState};
 
 use hashbrown::{HashTable, hash_table};
+use serde_json::Value;
 
 use crate::{
     api::{Object, ObjectKey},
@@ -27,20 +28,33 @@ pub(super) struct Entry {
     /// The version in force. None: there never was one that could be.
     object: Option<Object>,
     /// Its name, where the object does not say it.
-    name: Option<Box<(Box<str>, Box<str>)>>,
+    name: Option<Box<Alias>>,
+}
+
+/// What the API says of an object that is known by another name, or that cannot be in force.
+#[derive(Default)]
+struct Alias {
+    namespace: Box<str>,
+    name: Box<str>,
+    created: Box<str>,
+    uid: Box<str>,
 }
 
 impl Entry {
     fn new((namespace, name): Name<'_>) -> Self {
         Self {
-            name: Some(Box::new((namespace.into(), name.into()))),
+            name: Some(Box::new(Alias {
+                namespace: namespace.into(),
+                name: name.into(),
+                ..Alias::default()
+            })),
             ..Self::default()
         }
     }
 
     pub(super) fn name(&self) -> Name<'_> {
         match (&self.name, &self.object) {
-            (Some(name), _) => (&name.0, &name.1),
+            (Some(alias), _) => (&alias.namespace, &alias.name),
             (None, Some(object)) => object.name(),
             // Nothing has no name.
             (None, None) => ("", ""),
@@ -49,6 +63,22 @@ impl Entry {
 
     pub(super) const fn object(&self) -> Option<&Object> {
         self.object.as_ref()
+    }
+
+    /// metadata.creationTimestamp, where it is known by another name than the API's.
+    pub(super) fn created(&self) -> &str {
+        self.name.as_ref().map_or("", |alias| &alias.created)
+    }
+
+    /// Its uid, where it is known by another name than the API's.
+    pub(super) fn uid(&self) -> &str {
+        self.name.as_ref().map_or("", |alias| &alias.uid)
+    }
+
+    /// Whether it is known by this name.
+    pub(super) fn claims(&self, key: &ObjectKey) -> bool {
+        let name = (key.namespace.as_deref().unwrap_or_default(), &*key.name);
+        self.object.as_ref().is_some_and(|object| object.name() == name)
     }
 
     /// What the index calls it.
@@ -65,12 +95,18 @@ impl Entry {
         })
     }
 
-    /// Another version comes into force.
-    pub(super) fn set(&mut self, good: Option<Good>) {
+    /// Another version comes into force. `value`: the last one that was told.
+    pub(super) fn set(&mut self, good: Option<Good>, value: &Value) {
         let (namespace, name) = self.name();
+        let said = |path: &str| value.pointer(path).and_then(Value::as_str).unwrap_or_default();
         self.name = match &good {
             Some(good) if good.object.name() == (namespace, name) => None,
-            _ => Some(Box::new((namespace.into(), name.into()))),
+            _ => Some(Box::new(Alias {
+                namespace: namespace.into(),
+                name: name.into(),
+                created: said("/metadata/creationTimestamp").into(),
+                uid: said("/metadata/uid").into(),
+            })),
         };
         self.valid = good.as_ref().is_some_and(|good| good.valid);
         self.object = good.map(|good| good.object);

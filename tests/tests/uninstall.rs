@@ -199,3 +199,24 @@ fn uninstall_returns_when_every_agent_has_ended() -> Result<()> {
     ensure!(complaint.contains("the agent has not ended on n1, n2"), "{complaint}");
     Ok(())
 }
+
+/// As in the chart's pods: the run directory is mounted into a root that is read only.
+#[test]
+fn a_run_directory_that_is_a_mount_in_a_read_only_root_is_emptied() -> Result<()> {
+    const SCRIPT: &str = r#"
+        mount -t tmpfs root "$1"
+        mkdir "$1/run"
+        mount -t tmpfs run "$1/run"
+        touch "$1/run/last-valid.log"
+        mount -o remount,ro "$1"
+        "$2" detach --bpffs "$1/bpf" --run-dir "$1/run"
+        test -z "$(ls -A "$1/run")"
+    "#;
+    let root = tempfile::tempdir()?;
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-ec", SCRIPT, "sh"]);
+    command.arg(root.path()).arg(binary::weir()?);
+    let output = command.output().context("run unshare")?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}

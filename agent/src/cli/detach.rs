@@ -189,11 +189,11 @@ pub(crate) fn remove_run_dir(run_dir: &Path) -> Vec<String> {
         Err(error) => note(run_dir, Err(error)),
     }
     match fs::remove_dir(run_dir) {
-        // Somebody else's files; or it is mounted into the agent's pod.
+        // Somebody else's files; or it is mounted into the agent's pod, whose root can be read only.
         Err(error)
             if matches!(
                 error.kind(),
-                io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::ResourceBusy
+                io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::ResourceBusy | io::ErrorKind::ReadOnlyFilesystem
             ) => {}
         removed => note(run_dir, removed),
     }

@@ -61,7 +61,14 @@ impl ApiWorld {
     /// # Errors
     /// The lab's and the cluster's.
     pub fn without_agents(plan: &Plan) -> Result<Self> {
-        let cluster = Cluster::up(&Options::default())?;
+        Self::on(Cluster::up(&Options::default())?, plan)
+    }
+
+    /// The same on a control plane that is not the usual one.
+    ///
+    /// # Errors
+    /// The lab's and the cluster's.
+    pub fn on(cluster: Cluster, plan: &Plan) -> Result<Self> {
         let kubeconfig = cluster.directory().join("agent.conf");
         let mut plan = plan.clone();
         plan.options.kubeconfig = Some(kubeconfig.clone());

@@ -403,9 +403,9 @@ impl Agent {
             let late =
                 self.first_sync_by.is_some_and(|by| by <= Instant::now()) && !self.endpoints.unanswered_inherited();
             if late || (self.endpoints.unanswered() == 0 && self.attachments.confirmed()) {
+                self.close_left_behind();
                 match self.datapath.finish_first_sync() {
                     Ok(()) => {
-                        self.endpoints.forget_inherited();
                         self.forget_stale_attachments();
                         self.settled = true;
                         self.trim.get_or_insert_with(|| Instant::now() + TRIM_AFTER);

@@ -130,7 +130,7 @@ fn names(pod: &PodName, key: &PeerKey) -> bool {
     key.namespace.as_deref() == Some(pod.namespace.as_str()) && *key.name == *pod.name
 }
 
-fn key(pod: &PodName) -> PeerKey {
+pub(super) fn key(pod: &PodName) -> PeerKey {
     PeerKey {
         kind: EntityKind::Pod,
         namespace: Some(pod.namespace.as_str().into()),

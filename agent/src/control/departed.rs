@@ -2,18 +2,27 @@
 //!
 //! A pod that is deleted by force is gone from the API at once, and its processes run on until the kubelet has ended them. What
 //! policy says of it can no longer be known, so until its interface is gone nothing passes there. The same holds for a pod
-//! that has ended. A pod's manifest that is removed says less: that Weir is not to look after this pod any more.
+//! that has ended, and for what an earlier agent enforced whose pod is gone meanwhile. A pod's manifest that is removed says
+//! less: that Weir is not to look after this pod any more.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
 use tracing::info;
+use weir_common::Addr;
 
-use super::{agent::Agent, endpoints::LocalEndpoint};
+use super::{
+    agent::Agent,
+    attach,
+    endpoints::{Interface, LocalEndpoint},
+};
 use crate::{
+    datapath::{self, InterfaceBinding, OldEndpoint},
     endpoint::Event,
+    index::LocalPod,
     policy::{
         change::PeerKey,
         plan::{EndpointPolicy, Op},
+        selector::EntityKind,
     },
     source::SourceOptions,
 };
@@ -65,16 +74,21 @@ impl Agent {
     pub(super) fn depart(&mut self, pod: PeerKey, endpoint: LocalEndpoint) {
         let Some(id) = endpoint.id else { return };
         let interface = match &endpoint.interface {
-            Some(interface)
-                if endpoint.is_attached() && matches!(self.options.source, SourceOptions::Kubernetes(_)) =>
-            {
-                interface.clone()
-            }
+            Some(interface) if endpoint.is_attached() && self.closes_departed() => interface.clone(),
             _ => return self.release(id),
         };
         if let Err(error) = self.datapath.execute(&[close(id)]) {
             self.fail("close the endpoint of a pod that is gone", &error);
         }
+        self.keep_closed(pod, id, &interface, endpoint);
+    }
+
+    fn closes_departed(&self) -> bool {
+        matches!(self.options.source, SourceOptions::Kubernetes(_))
+    }
+
+    /// Until its interface is gone.
+    fn keep_closed(&mut self, pod: PeerKey, id: u32, interface: &Interface, endpoint: LocalEndpoint) {
         info!(%pod, interface = interface.name, "gone; its interface is closed as long as it is there");
         let stand_in = PeerKey {
             name: format!("{} (gone, interface {})", pod.name, interface.ifindex).into(),
@@ -84,6 +98,70 @@ impl Agent {
         self.discovery
             .pin(stand_in.clone(), interface.ifindex, interface.name.clone());
         self.departed.by_stand_in.insert(stand_in, Gone { pod, endpoint, id });
+    }
+
+    /// What an earlier agent enforces and no pod of the source has claimed. Everything has been read, and looked for.
+    pub(super) fn close_left_behind(&mut self) {
+        let left = self.endpoints.take_inherited();
+        if !self.closes_departed() {
+            return;
+        }
+        for old in left {
+            let Some(name) = datapath::interface_name(old.ifindex) else {
+                continue;
+            };
+            let interface = Interface {
+                ifindex: old.ifindex,
+                name,
+                layer3: old.layer3,
+            };
+            let addresses = [old.addr4, old.addr6];
+            let addresses = addresses.into_iter().filter(|address| *address != Addr::UNSPECIFIED);
+            let mut endpoint = LocalEndpoint::new(LocalPod {
+                addresses: addresses.map(IpAddr::from).collect(),
+                allowed_sources: Vec::new(),
+            });
+            endpoint.id = Some(old.id);
+            endpoint.interface = Some(interface.clone());
+            match self.close_old(&old, &interface, &endpoint.pod.addresses) {
+                Ok(()) => {
+                    endpoint.attached();
+                    let pod = self.name_of_old(&interface, &endpoint.pod.addresses);
+                    self.keep_closed(pod, old.id, &interface, endpoint);
+                }
+                Err(error) if error.is_vanished_interface() => self.release(old.id),
+                Err(error) => self.fail("close what a pod that is gone has left", &error),
+            }
+        }
+    }
+
+    fn close_old(&mut self, old: &OldEndpoint, interface: &Interface, addresses: &[IpAddr]) -> datapath::Result<()> {
+        self.datapath.set_interface(InterfaceBinding {
+            id: old.id,
+            ifindex: interface.ifindex,
+            name: interface.name.clone(),
+            addresses: addresses.to_vec(),
+            more_sources: Vec::new(),
+            any_source: false,
+            audit: self.options.audit,
+            layer3: interface.layer3,
+            adopt_for: Duration::ZERO,
+        })?;
+        self.datapath.execute(&[close(old.id)])?;
+        self.datapath.attach(old.id)
+    }
+
+    /// What the runtime called it, where that is known; otherwise its address stands for it.
+    fn name_of_old(&self, interface: &Interface, addresses: &[IpAddr]) -> PeerKey {
+        let mut attachments = self.attachments.iter();
+        match attachments.find(|attachment| attachment.host.ifindex == interface.ifindex) {
+            Some(attachment) => attach::key(&attachment.pod),
+            None => PeerKey {
+                kind: EntityKind::Pod,
+                namespace: Some("unknown".into()),
+                name: addresses.first().map_or_else(String::new, ToString::to_string).into(),
+            },
+        }
     }
 
     /// What discovery says of such an interface.

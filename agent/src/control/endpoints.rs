@@ -32,7 +32,8 @@ pub struct LocalEndpoint {
 }
 
 impl LocalEndpoint {
-    fn new(pod: LocalPod) -> Self {
+    #[must_use]
+    pub fn new(pod: LocalPod) -> Self {
         Self {
             pod,
             id: None,
@@ -131,9 +132,10 @@ impl LocalEndpoints {
         Some(self.inherited.swap_remove(at).id)
     }
 
-    /// Nothing inherited is claimed any more: what is left is stale.
-    pub fn forget_inherited(&mut self) {
-        self.inherited.clear();
+    /// What an earlier agent enforces and no pod has claimed. Nothing can be claimed any more.
+    #[must_use]
+    pub fn take_inherited(&mut self) -> Vec<OldEndpoint> {
+        std::mem::take(&mut self.inherited)
     }
 
     /// Pods whose interface nobody has looked for to the end yet.
@@ -168,6 +170,7 @@ mod tests {
             ifindex: 3,
             addr4: ours.into(),
             addr6: Addr::UNSPECIFIED,
+            layer3: false,
         };
         let mut endpoints = LocalEndpoints::new(vec![old]);
         assert_eq!(endpoints.claim_inherited(4, &[ours]), None, "another interface");
@@ -189,6 +192,7 @@ mod tests {
             ifindex: 3,
             addr4: address("10.0.0.1").into(),
             addr6: Addr::UNSPECIFIED,
+            layer3: false,
         };
         let key = |name: &str| PeerKey {
             kind: EntityKind::Pod,

@@ -23,6 +23,8 @@ pub struct OldEndpoint {
     pub addr4: Addr,
     /// Or unspecified.
     pub addr6: Addr,
+    /// Packets on its interface have no Ethernet header.
+    pub layer3: bool,
 }
 
 /// What an earlier agent has left.

@@ -58,6 +58,7 @@ pub(super) fn layout(number: u32) -> Option<Layout> {
                     ifindex: value.ifindex,
                     addr4: value.addr4,
                     addr6: value.addr6,
+                    layer3: value.flags & EndpointEntry::LAYER3 != 0,
                 })
             },
         });
@@ -209,6 +210,9 @@ mod v1 {
         sides: [Side; 2],
     }
 
+    /// Of an endpoint's flags.
+    const LAYER3: u32 = 128;
+
     #[repr(C)]
     #[derive(Clone, Copy)]
     struct Endpoint {
@@ -275,6 +279,7 @@ mod v1 {
             ifindex: value.ifindex,
             addr4: Addr(value.addr4),
             addr6: Addr(value.addr6),
+            layer3: value.flags & LAYER3 != 0,
         })
     }
 }

@@ -128,6 +128,7 @@ impl Cluster {
             control: hold(&network.control)?,
             nodes: Vec::new(),
             proxy: options.proxy,
+            api_server: options.api_server.clone(),
         };
         for (index, netns) in network.nodes.iter().enumerate() {
             let node = Node {

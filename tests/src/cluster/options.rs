@@ -57,5 +57,7 @@ pub struct Options {
     pub images: Vec<PathBuf>,
     /// Run CoreDNS ([`DNS_IMAGE`](super::DNS_IMAGE)). Pods reach it through its Service, so it takes a [`Proxy`].
     pub dns: bool,
+    /// Further arguments of the API server, such as `--feature-gates=WatchList=false`.
+    pub api_server: Vec<String>,
     pub lifetime: Lifetime,
 }

@@ -28,6 +28,9 @@ impl Cluster {
     /// If it does not, with where its log is.
     pub fn start(&self, component: Component) -> Result<()> {
         let mut command = control::command(component, &self.binaries, &self.place.directory());
+        if matches!(component, Component::ApiServer) {
+            command.args(&self.state.api_server);
+        }
         self.control_network()?.command(&mut command)?;
         let pid = self.processes.start(component.name(), command, &self.place.group())?;
         let deadline = Instant::now() + PATIENCE;

@@ -24,6 +24,8 @@ pub struct State {
     pub control: i32,
     pub nodes: Vec<i32>,
     pub proxy: Proxy,
+    /// Further arguments of the API server.
+    pub api_server: Vec<String>,
 }
 
 fn path(place: &Place) -> PathBuf {

@@ -1,6 +1,7 @@
 //! Agents that read a real API server, and what becomes of it: killed, compacted, refusing, serving other kinds.
 
 mod churn;
+mod older;
 mod pods;
 mod removal;
 mod told;
@@ -69,6 +70,30 @@ fn lists(world: &ApiWorld, kind: &str) -> Result<u64> {
     Ok(watch.with_context(|| format!("{kind} is not watched"))?.lists)
 }
 
+/// The agent stands still while a policy changes and what it missed is forgotten (410): one new list.
+fn misses(world: &mut ApiWorld, policy: &str, meanwhile: (Verdict, Verdict)) -> Result<()> {
+    let before = lists(world, POLICIES)?;
+    let pid = world.world.agent(NODE)?.pid().context("the agent runs")?;
+    signal(pid, Signal::SIGSTOP)?;
+    // Nothing of what follows waits for it in a buffer.
+    restart(&world.cluster, Component::ApiServer)?;
+    world.apply(policy)?;
+    for round in 0..50 {
+        world.cluster.api().patch(
+            SERVER_POLICY,
+            &json!({"metadata": {"annotations": {"round": round.to_string()}}}),
+        )?;
+    }
+    world.cluster.kill(Component::ApiServer)?;
+    world.cluster.compact()?;
+    world.cluster.start(Component::ApiServer)?;
+    expect(world, meanwhile)?;
+    signal(pid, Signal::SIGCONT)?;
+    world.until("the agent has listed policies again", |world| {
+        Ok(lists(world, POLICIES)? > before)
+    })
+}
+
 #[test]
 fn enforcement_goes_on_while_the_control_plane_is_away_and_catches_up_when_it_is_back() -> Result<()> {
     ApiWorld::new(&plan())?.check(|world| {
@@ -104,27 +129,7 @@ fn enforcement_goes_on_while_the_control_plane_is_away_and_catches_up_when_it_is
         world.apply(&only_from("b"))?;
         enforced(world, ONLY_B)?;
 
-        // A consumer that stands still, while what it missed is forgotten (410): one new list.
-        let before = lists(world, POLICIES)?;
-        let pid = world.world.agent(NODE)?.pid().context("the agent runs")?;
-        signal(pid, Signal::SIGSTOP)?;
-        // Nothing of what follows waits for it in a buffer.
-        restart(&world.cluster, Component::ApiServer)?;
-        world.apply(&only_from("a"))?;
-        for round in 0..50 {
-            world.cluster.api().patch(
-                SERVER_POLICY,
-                &json!({"metadata": {"annotations": {"round": round.to_string()}}}),
-            )?;
-        }
-        world.cluster.kill(Component::ApiServer)?;
-        world.cluster.compact()?;
-        world.cluster.start(Component::ApiServer)?;
-        expect(world, ONLY_B)?;
-        signal(pid, Signal::SIGCONT)?;
-        world.until("the agent has listed policies again", |world| {
-            Ok(lists(world, POLICIES)? > before)
-        })?;
+        misses(world, &only_from("a"), ONLY_B)?;
         enforced(world, ONLY_A)?;
 
         // And the watch goes on from there.

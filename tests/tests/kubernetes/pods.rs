@@ -61,6 +61,46 @@ fn a_pod_that_is_deleted_by_force_is_closed_until_its_interface_is_gone() -> Res
 }
 
 #[test]
+fn an_agent_that_starts_closes_what_pods_that_are_gone_have_left() -> Result<()> {
+    ApiWorld::new(&plan())?.check(|world| {
+        expect(world, BOTH)?;
+        let interface =
+            |world: &ApiWorld, pod: &str| -> Result<String> { Ok(world.world.lab.pod(pod)?.interface.clone()) };
+        let (a, b) = (interface(world, "x/a")?, interface(world, "x/b")?);
+        let state = |world: &ApiWorld, interface: &str| -> Result<Option<EndpointState>> {
+            let of = |endpoint: &EndpointReport| endpoint.interface.as_deref() == Some(interface);
+            let status = world.world.status(NODE)?;
+            Ok(status.endpoints.into_iter().find(of).map(|endpoint| endpoint.state))
+        };
+        let id = endpoint(world, "a")?.map(|endpoint| endpoint.id);
+
+        // One pod goes while an agent runs, the other while none does.
+        world.cluster.api().delete(B)?;
+        world.until("the pod's endpoint is closed", |world| {
+            Ok(state(world, &b)? == Some(EndpointState::Closed))
+        })?;
+        world.world.agent(NODE)?.kill()?;
+        world.cluster.api().delete("/api/v1/namespaces/x/pods/a")?;
+        world.world.agent(NODE)?.spawn()?;
+        enforced(world, (Verdict::Deny, Verdict::Deny))?;
+        for interface in [&a, &b] {
+            let state = state(world, interface)?;
+            ensure!(state == Some(EndpointState::Closed), "{interface} is {state:?}");
+        }
+
+        // What is known again is enforced again, under the id that its connections are remembered by.
+        world.push("pod-x-a")?;
+        enforced(world, (Verdict::Allow, Verdict::Deny))?;
+        let after = endpoint(world, "a")?.map(|endpoint| endpoint.id);
+        ensure!(id == after, "it was endpoint {id:?} and is {after:?}");
+        let mut batch = Batch::default();
+        batch.add(format!("link del {b}"));
+        batch.run(&world.world.lab.node(NODE)?.netns)?;
+        world.until("nothing is left of the other", |world| Ok(state(world, &b)?.is_none()))
+    })
+}
+
+#[test]
 fn no_pod_starts_on_a_node_that_has_never_read_a_policy() -> Result<()> {
     let mut world = ApiWorld::without_agents(&plan())?;
     world.apply(&only_from("a"))?;

@@ -63,6 +63,10 @@ pub struct Up {
     /// Leave out CoreDNS (there is none without a kube-proxy)
     #[arg(long)]
     pub no_dns: bool,
+
+    /// A further argument of the API server, such as `--api-server=--feature-gates=WatchList=false`; any number of times
+    #[arg(long, value_name = "ARGUMENT")]
+    pub api_server: Vec<String>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]

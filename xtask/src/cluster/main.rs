@@ -73,6 +73,7 @@ fn up(name: &str, up: &Up) -> Result<()> {
         proxy,
         images: Vec::new(),
         dns: up.nodes > 0 && proxy != cluster::Proxy::None && !up.no_dns,
+        api_server: up.api_server.clone(),
         lifetime: Lifetime::Machine {
             forward: vec![program.display().to_string(), "forward".into()],
         },

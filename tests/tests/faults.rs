@@ -1,12 +1,9 @@
 //! Writes that the kernel refuses.
 
-use std::{
-    fs,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
-use weir_common::layout::{LAYOUT, map};
+use anyhow::{Result, ensure};
+use weir_common::layout::map;
 use weir_tests::{
     kernel,
     lab::{
@@ -62,16 +59,7 @@ fn a_refused_write_leaves_the_old_state_whole_and_is_mended() -> Result<()> {
         };
         ensure!(closed(world, "x/denied", 80)? && closed(world, "x/denied", 81)? && !closed(world, "x/later", 80)?);
 
-        let bpffs = world.agent("node-1")?.bpffs().to_owned();
-        let prefix = format!("gen-{LAYOUT}-");
-        let generation = fs::read_dir(&bpffs)?
-            .filter_map(Result::ok)
-            .map(|entry| entry.path())
-            .find(|path| {
-                path.file_name()
-                    .is_some_and(|name| name.to_string_lossy().starts_with(&prefix))
-            })
-            .with_context(|| format!("no generation in {}", bpffs.display()))?;
+        let generation = world.agent("node-1")?.generation()?;
         kernel::freeze(&generation.join(map::TRACES))?;
 
         world.manifests.text("server", &all_but("80, 82", true))?;

@@ -20,6 +20,7 @@ use nix::{
     },
     unistd::Pid,
 };
+use weir_common::layout::LAYOUT;
 
 use super::{
     Lab, NetNs,
@@ -203,6 +204,21 @@ impl Agent {
     #[must_use]
     pub fn bpffs(&self) -> &Path {
         &self.bpffs
+    }
+
+    /// Where the maps of a generation in use are pinned.
+    ///
+    /// # Errors
+    /// If there are none.
+    pub fn generation(&self) -> Result<PathBuf> {
+        let bpffs = &self.bpffs;
+        let prefix = format!("gen-{LAYOUT}-");
+        fs::read_dir(bpffs)
+            .with_context(|| format!("read {}", bpffs.display()))?
+            .filter_map(Result::ok)
+            .find(|entry| entry.file_name().to_string_lossy().starts_with(&prefix))
+            .map(|entry| entry.path())
+            .with_context(|| format!("no generation in {}", bpffs.display()))
     }
 
     #[must_use]

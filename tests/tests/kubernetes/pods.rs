@@ -5,8 +5,10 @@ use std::{thread, time::Duration};
 use anyhow::{Result, ensure};
 use serde_json::json;
 use weir::control::query::{EndpointReport, EndpointState};
+use weir_common::layout::map;
 use weir_tests::{
     api_world::ApiWorld,
+    kernel,
     lab::{
         cni::{self, Call},
         ip::Batch,
@@ -17,6 +19,12 @@ use weir_tests::{
 
 use super::{BOTH, NODE, ONLY_A, POLICIES, cluster_role, enforced, expect, plan};
 
+/// It allows nothing that was not allowed, but is something to write.
+const EVERYBODY: &str = "apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: everybody, namespace: x}
+spec: {podSelector: {matchLabels: {pod: server}}, policyTypes: [Ingress], ingress: [{}]}
+";
 const B: &str = "/api/v1/namespaces/x/pods/b";
 
 fn endpoint(world: &ApiWorld, pod: &str) -> Result<Option<EndpointReport>> {
@@ -36,6 +44,13 @@ fn a_pod_that_is_deleted_by_force_is_closed_until_its_interface_is_gone() -> Res
         world.cluster.api().delete(B)?;
         world.until("the pod's endpoint is closed", closed)?;
         expect(world, (Verdict::Allow, Verdict::Deny))?;
+
+        // So it is in maps that are built anew, as a write was refused.
+        let generation = world.world.agent(NODE)?.generation()?;
+        kernel::freeze(&generation.join(map::TRACES))?;
+        world.apply(EVERYBODY)?;
+        world.until("the maps are built anew", |_| Ok(!generation.exists()))?;
+        enforced(world, (Verdict::Allow, Verdict::Deny))?;
 
         // A pod of its name and address, as a kubelet makes again the object of a static pod: it is that one's interface.
         world.push("pod-x-b")?;

@@ -5,7 +5,7 @@ use std::process::Command;
 use anyhow::{Result, bail};
 
 use crate::{
-    cargo_tool, process,
+    cargo_tool, image, process,
     setup::{self, Verb},
     workspace,
 };
@@ -32,6 +32,7 @@ pub fn run(_arguments: &Arguments) -> Result<()> {
     check("advisories", advisories());
     check("clippy", clippy());
     check("clippy for eBPF", clippy_bpf());
+    check("other platforms", image::check_others());
     if !failed.is_empty() {
         bail!("lint: {} failed", failed.join(", "));
     }

@@ -26,7 +26,17 @@ const fn cross_compiler(platform: Platform) -> (&'static str, &'static str) {
 
 /// Builds `weir` with optimisations and without dynamic libraries, in `target/TRIPLE/release`, and returns where it lies.
 pub fn build(platform: Platform) -> Result<PathBuf> {
-    let triple = triple(platform);
+    process::run(&mut cargo(platform, &["build", "--release"])?)?;
+    Ok(workspace::target_dir()?.join(triple(platform)).join("release/weir"))
+}
+
+/// Whether `weir` compiles for a platform; makes nothing.
+pub fn check(platform: Platform) -> Result<()> {
+    process::run(&mut cargo(platform, &["check"])?)
+}
+
+/// What cargo is to do with `weir`, for a platform.
+fn cargo(platform: Platform, verb: &[&str]) -> Result<Command> {
     let target_dir = workspace::target_dir()?;
     let toolchain = setup::bpf_toolchain()?;
     let crossing = Platform::host() != Some(platform);
@@ -38,15 +48,15 @@ pub fn build(platform: Platform) -> Result<PathBuf> {
     let mut rustflags = vec!["-Ctarget-feature=+crt-static".to_owned()];
     rustflags.extend(bpf::remap_paths(workspace::root(), &target_dir, &toolchain.library()));
     cargo
-        .args(["build", "--locked", "--release", "--package", "weir", "--bin", "weir"])
-        .args(["--target", triple])
+        .args(verb)
+        .args(["--locked", "--package", "weir", "--bin", "weir"])
+        .args(["--target", triple(platform)])
         .arg("--target-dir")
         .arg(&target_dir)
         .args(crossing.then_some("-Zbuild-std=std,panic_abort"))
         .env_remove("RUSTFLAGS")
         .env("CARGO_ENCODED_RUSTFLAGS", rustflags.join("\x1f"));
-    process::run(&mut cargo)?;
-    Ok(target_dir.join(triple).join("release/weir"))
+    Ok(cargo)
 }
 
 /// Makes sure that C can be compiled and linked for a platform which is not this machine's; says by what.

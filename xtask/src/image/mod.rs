@@ -81,6 +81,14 @@ pub fn ensure_cross() -> Result<String> {
     Ok(made.collect::<Result<Vec<String>>>()?.join(", "))
 }
 
+/// Whether `weir` compiles for the platforms that this machine is not.
+pub fn check_others() -> Result<()> {
+    let mut others = Platform::ALL
+        .into_iter()
+        .filter(|platform| Platform::host() != Some(*platform));
+    others.try_for_each(binary::check)
+}
+
 /// Builds the binary, writes the archive with it, and returns the digest of the image.
 fn write(output: &Path, platform: Platform, names: &[Reference]) -> Result<Digest> {
     let binary = binary::build(platform)?;

@@ -8,7 +8,7 @@ use weir::control::query::{EndpointReport, EndpointState};
 use weir_common::layout::map;
 use weir_tests::{
     api_world::ApiWorld,
-    kernel,
+    hooks, kernel,
     lab::{
         cni::{self, Call},
         ip::Batch,
@@ -63,6 +63,12 @@ fn a_pod_that_is_deleted_by_force_is_closed_until_its_interface_is_gone() -> Res
 
         world.cluster.api().delete(B)?;
         world.until("the pod's endpoint is closed again", closed)?;
+        // Also where somebody takes the programs away that close it.
+        hooks::detach_links(&world.world, "x/b")?;
+        world.until("its programs are back", |world| {
+            Ok(hooks::count(&world.world, "x/b")? == (2, 0))
+        })?;
+        expect(world, (Verdict::Allow, Verdict::Deny))?;
         let host = world.world.lab.pod("x/b")?.interface.clone();
         let mut batch = Batch::default();
         batch.add(format!("link del {host}"));

@@ -9,6 +9,7 @@ pub mod cluster;
 pub mod conformance;
 pub mod connection;
 pub mod e2e;
+pub mod hooks;
 pub mod kernel;
 pub mod lab;
 pub mod nanoseconds;

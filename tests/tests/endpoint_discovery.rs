@@ -12,7 +12,10 @@ use weir::{
     endpoint::{Discovery, Event},
     policy::{change::PeerKey, selector::EntityKind},
 };
-use weir_tests::lab::{Families, Lab, Layout, NetNs, PodPlan, ip::Batch};
+use weir_tests::{
+    hooks,
+    lab::{Families, Lab, Layout, NetNs, PodPlan, ip::Batch},
+};
 
 /// Far more than any event takes; only a failing test waits for it.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -45,7 +48,7 @@ async fn next(events: &mut Receiver<Event>) -> Result<Event> {
     loop {
         let event = timeout(PATIENCE, events.recv()).await.context("no event came")?;
         match event.context("discovery has ended")? {
-            Event::NodeAddresses(_) => {}
+            Event::NodeAddresses(_) | Event::Unhooked { .. } => {}
             event => return Ok(event),
         }
     }
@@ -322,6 +325,33 @@ fn a_quiet_pod_that_its_bridge_has_forgotten_keeps_the_interface_it_had() -> Res
         discovery.watch(key("b"), vec![IpAddr::from([10, 99, 0, 1])]);
         discovery.assume(key("b"), 4_000);
         ensure!(matches!(next(&mut events).await?, Event::Missing { pod, .. } if pod == key("b")));
+        Ok(())
+    })
+}
+
+#[test]
+fn what_is_removed_from_hooks_is_told() -> Result<()> {
+    let netns = machine_with_uplink(&["link add v1 type veth peer name p1"])?;
+    discover(&netns, async |_discovery, mut events| {
+        let index = index_of("v1")?;
+        let mut told = async || -> Result<u32> {
+            loop {
+                match timeout(PATIENCE, events.recv()).await.context("nothing is told")? {
+                    Some(Event::Unhooked { ifindex }) => return Ok(ifindex),
+                    Some(_) => {}
+                    None => bail!("discovery has ended"),
+                }
+            }
+        };
+        let qdisc = |verb| hooks::tc(&netns, &["qdisc", verb, "dev", "v1", "clsact"]);
+        let place = ["dev", "v1", "egress", "prio", "3"];
+        let all = ["protocol", "ip", "u32", "match", "u32", "0", "0"];
+        qdisc("add")?;
+        hooks::tc(&netns, &[&["filter", "add"][..], &place, &all].concat())?;
+        hooks::tc(&netns, &[&["filter", "del"][..], &place].concat())?;
+        ensure!(told().await? == index);
+        qdisc("del")?;
+        ensure!(told().await? == index);
         Ok(())
     })
 }

@@ -15,6 +15,7 @@ use super::{
     explain::{self, ExplainRequest, Explanation},
     forwarding::Forwarding,
     hits::Hits,
+    hooks::Hooks,
     options::AgentOptions,
     query::QueryError,
     removals::Removals,
@@ -88,6 +89,7 @@ pub struct Agent {
     /// When endpoints that could not be attached are tried again.
     pub(super) retry: Option<Instant>,
     pub(super) forwarding: Forwarding,
+    pub(super) hooks: Hooks,
     /// When a pod was attached while its runtime waited.
     pub(super) last_hurry: Option<Instant>,
     /// When memory is given back.
@@ -143,6 +145,7 @@ impl Agent {
             broken: None,
             retry: None,
             forwarding: Forwarding::default(),
+            hooks: Hooks::new(Instant::now()),
             last_hurry: None,
             trim: None,
             world: None,
@@ -233,6 +236,7 @@ impl Agent {
                 let output = self.index.set_node_addresses(addresses);
                 self.changed(output);
             }
+            endpoint::Event::Unhooked { ifindex } => self.hooks_touched(ifindex),
         }
         self.progress();
     }
@@ -264,7 +268,9 @@ impl Agent {
             for pod in detached.map(|(pod, _)| pod.clone()).collect::<Vec<_>>() {
                 self.bind(&pod);
             }
+            self.close_departed_again();
         }
+        self.review_hooks(now);
         self.review_forwarding(now);
         self.settle(now);
         if self.trim.is_some_and(|at| at <= now) {
@@ -286,6 +292,7 @@ impl Agent {
             retry,
             self.retry,
             self.forwarding.next(),
+            Some(self.hooks.next()),
             self.settle_at(),
             self.trim,
             first_sync,

@@ -464,8 +464,16 @@ impl Agent {
         }
     }
 
-    fn check_attachment(&self, id: &AttachmentId, pod: &PodName) -> CniAnswer {
+    fn check_attachment(&mut self, id: &AttachmentId, pod: &PodName) -> CniAnswer {
         let key = key(pod);
+        // What was attached may have been taken away since: the runtime asks about now.
+        if let Some(endpoint) = self.endpoints.get(&key).and_then(|endpoint| endpoint.id)
+            && let Err(error) = self.look_at_hooks(&[endpoint])
+        {
+            return CniAnswer::Later {
+                reason: format!("cannot look whether the policy of pod {pod} is enforced: {error}"),
+            };
+        }
         let endpoint = self.endpoints.get(&key);
         let attached = self.attachments.of(&key);
         let other = attached.is_some_and(|attachment| attachment.id != *id);

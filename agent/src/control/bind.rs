@@ -67,6 +67,7 @@ impl Agent {
             return;
         };
         let local = endpoint.pod.clone();
+        let unhooked = endpoint.unhooked;
         let (id, adopt_for) = match endpoint.id {
             Some(id) => (id, Duration::ZERO),
             None => match self
@@ -113,8 +114,8 @@ impl Agent {
             let plan = self.compiler.apply(change);
             self.execute(plan);
         }
-        // A pod that its runtime waits with: nobody sends to it yet.
-        let attached = if self.settled && self.attachments.of(pod).is_some() {
+        // A pod that its runtime waits with: nobody sends to it yet. One that had programs already runs.
+        let attached = if self.settled && !unhooked && self.attachments.of(pod).is_some() {
             self.hurried();
             self.datapath.attach_at_once(id)
         } else {

@@ -5,13 +5,17 @@
 //! that has ended, and for what an earlier agent enforced whose pod is gone meanwhile. A pod's manifest that is removed says
 //! less: that Weir is not to look after this pod any more.
 
-use std::{collections::BTreeMap, net::IpAddr, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    time::{Duration, Instant},
+};
 
-use tracing::info;
+use tracing::{error, info};
 use weir_common::Addr;
 
 use super::{
-    agent::Agent,
+    agent::{Agent, RETRY},
     attach,
     endpoints::{Interface, LocalEndpoint},
 };
@@ -31,7 +35,7 @@ use crate::{
 pub struct Gone {
     pub pod: PeerKey,
     pub endpoint: LocalEndpoint,
-    id: u32,
+    pub id: u32,
 }
 
 /// Closed endpoints of pods that are gone.
@@ -46,13 +50,17 @@ impl Departed {
         self.by_stand_in.values()
     }
 
+    pub fn get_mut(&mut self, id: u32) -> Option<&mut Gone> {
+        self.by_stand_in.values_mut().find(|gone| gone.id == id)
+    }
+
     #[must_use]
     pub fn concerns(&self, event: &Event) -> bool {
         match event {
             Event::Found { pod, .. } | Event::Lost { pod, .. } | Event::Missing { pod, .. } => {
                 self.by_stand_in.contains_key(pod)
             }
-            Event::NodeAddresses(_) => false,
+            Event::NodeAddresses(_) | Event::Unhooked { .. } => false,
         }
     }
 }
@@ -74,7 +82,9 @@ impl Agent {
     pub(super) fn depart(&mut self, pod: PeerKey, endpoint: LocalEndpoint) {
         let Some(id) = endpoint.id else { return };
         let interface = match &endpoint.interface {
-            Some(interface) if endpoint.is_attached() && self.closes_departed() => interface.clone(),
+            Some(interface) if (endpoint.is_attached() || endpoint.unhooked) && self.closes_departed() => {
+                interface.clone()
+            }
             _ => return self.release(id),
         };
         if let Err(error) = self.datapath.execute(&[close(id)]) {
@@ -181,6 +191,31 @@ impl Agent {
         let stand_in = stand_in.clone();
         self.discovery.forget(stand_in.clone());
         self.departed.by_stand_in.remove(&stand_in).map(|gone| gone.id)
+    }
+
+    /// The programs of a closed endpoint were not on its interface: puts them there.
+    pub(super) fn close_again(&mut self, id: u32) {
+        let attached = self.datapath.attach(id);
+        let Some(gone) = self.departed.get_mut(id) else { return };
+        match attached {
+            Ok(()) => gone.endpoint.attached(),
+            // Discovery will say so, too.
+            Err(error) if error.is_vanished_interface() => {}
+            Err(error) => {
+                error!(pod = %gone.pod, %error, "gone, and not closed; it is tried again");
+                gone.endpoint.waits(error.to_string());
+                self.instruments.kernel_failures.inc();
+                self.retry = Some(Instant::now() + RETRY);
+            }
+        }
+    }
+
+    /// Those that could not be.
+    pub(super) fn close_departed_again(&mut self) {
+        let open = self.departed.iter().filter(|gone| !gone.endpoint.is_attached());
+        for id in open.map(|gone| gone.id).collect::<Vec<_>>() {
+            self.close_again(id);
+        }
     }
 
     /// Closes them in a new generation of maps, too.

@@ -21,6 +21,8 @@ pub struct LocalEndpoint {
     pub interface: Option<Interface>,
     /// Since when it is not enforced. None: programs run on its interface with the pod's policy behind them.
     pub waiting_since: Option<Instant>,
+    /// Somebody has taken its programs away, and they are not back yet.
+    pub unhooked: bool,
     /// Why it is not enforced.
     pub trouble: Option<String>,
     /// What is not as it should be although it is enforced.
@@ -39,6 +41,7 @@ impl LocalEndpoint {
             id: None,
             interface: None,
             waiting_since: Some(Instant::now()),
+            unhooked: false,
             trouble: None,
             remark: None,
             answered: false,
@@ -54,6 +57,7 @@ impl LocalEndpoint {
 
     pub fn attached(&mut self) {
         self.waiting_since = None;
+        self.unhooked = false;
         self.trouble = None;
     }
 
@@ -92,6 +96,12 @@ impl LocalEndpoints {
 
     pub fn get_mut(&mut self, key: &PeerKey) -> Option<&mut LocalEndpoint> {
         self.by_pod.get_mut(key)
+    }
+
+    #[must_use]
+    pub fn with_id(&self, id: u32) -> Option<&PeerKey> {
+        let mut pods = self.by_pod.iter();
+        pods.find(|(_, endpoint)| endpoint.id == Some(id)).map(|(pod, _)| pod)
     }
 
     /// A new pod, or new addresses of a known one.

@@ -6,6 +6,7 @@
 //! | `enforce` | plans into the kernel; new generations |
 //! | `attach` | pods that the CNI plugin attaches before they start |
 //! | `endpoints`, `bind` | local pods on their way to an enforced interface |
+//! | `hooks` | programs that somebody else has taken off a pod's interface |
 //! | `settle` | what attaching pods in a hurry has left to be done |
 //! | `removals` | what plans want removed, kept for the grace period |
 //! | `hits` | how often each rule was hit |
@@ -29,6 +30,7 @@ mod enforce;
 pub mod explain;
 mod forwarding;
 mod hits;
+mod hooks;
 mod observe;
 pub mod options;
 pub mod query;

@@ -25,7 +25,14 @@ impl Agent {
             };
             *count += 1;
         }
-        endpoints.closed += self.departed.iter().count() as u64;
+        for gone in self.departed.iter() {
+            let count = if gone.endpoint.is_attached() {
+                &mut endpoints.closed
+            } else {
+                &mut endpoints.waiting
+            };
+            *count += 1;
+        }
         let [errors, warnings] = [Severity::Error, Severity::Warning].map(|severity| {
             let problems = self.all_problems().filter(|problem| problem.severity == severity);
             problems.count() as u64

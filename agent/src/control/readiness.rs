@@ -50,27 +50,23 @@ impl Agent {
         matches!(self.options.source, SourceOptions::Kubernetes(_)) && self.synced && !self.index.knows_own_node()
     }
 
-    /// Local pods that are not enforced, with the reason.
+    /// Local pods that are not enforced, and such as are gone and not closed, with the reason.
     pub fn unenforced(&self) -> impl Iterator<Item = (&PeerKey, String)> {
-        self.endpoints
-            .iter()
-            .filter(|(_, endpoint)| !endpoint.is_attached())
-            .map(|(pod, endpoint)| {
-                let reason = endpoint.trouble.clone();
-                (
-                    pod,
-                    reason.unwrap_or_else(|| "its interface has not been found yet".to_owned()),
-                )
-            })
+        self.waiting().map(|(pod, endpoint)| (pod, reason(endpoint)))
+    }
+
+    fn waiting(&self) -> impl Iterator<Item = (&PeerKey, &LocalEndpoint)> {
+        let gone = self.departed.iter().map(|gone| (&gone.pod, &gone.endpoint));
+        let all = self.endpoints.iter().chain(gone);
+        all.filter(|(_, endpoint)| !endpoint.is_attached())
     }
 
     /// A pod that is not enforced and should be by now: new ones take a moment, and so do those that end.
     fn long_unenforced(&self) -> Option<String> {
         let long = |endpoint: &LocalEndpoint| endpoint.waiting_since.is_some_and(|since| since.elapsed() >= PATIENCE);
-        let mut pods = self
-            .unenforced()
-            .filter(|(pod, _)| self.endpoints.get(pod).is_some_and(long));
-        let (pod, reason) = pods.next()?;
+        let mut pods = self.waiting().filter(|(_, endpoint)| long(endpoint));
+        let (pod, endpoint) = pods.next()?;
+        let reason = reason(endpoint);
         Some(match pods.count() {
             0 => format!("{pod} is not enforced: {reason}"),
             more => format!("{pod} is not enforced: {reason} (and {more} more pods)"),
@@ -101,4 +97,9 @@ impl Agent {
             Some(_) => None,
         }
     }
+}
+
+fn reason(endpoint: &LocalEndpoint) -> String {
+    let reason = endpoint.trouble.clone();
+    reason.unwrap_or_else(|| "its interface has not been found yet".to_owned())
 }

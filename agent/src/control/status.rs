@@ -6,6 +6,7 @@ use weir_common::{Direction, layout::LAYOUT};
 
 use super::{
     agent::Agent,
+    departed::Gone,
     endpoints::LocalEndpoint,
     query::{
         CounterReport, DirectionReport, EndpointReport, EndpointState, EvictionReport, ForwardingReport, MapReport,
@@ -55,11 +56,7 @@ impl Agent {
             .endpoints
             .iter()
             .map(|(pod, endpoint)| self.endpoint_report(pod, endpoint))
-            .chain(self.departed.iter().map(|gone| EndpointReport {
-                state: EndpointState::Closed,
-                reason: Some("the pod is gone or has ended, but its interface is still there".to_owned()),
-                ..self.endpoint_report(&gone.pod, &gone.endpoint)
-            }))
+            .chain(self.departed.iter().map(|gone| self.gone_report(gone)))
             .collect();
         let sweep = self.flows.last_sweep().unwrap_or_default();
         let Readiness { ready, reason } = self.readiness();
@@ -138,6 +135,15 @@ impl Agent {
             state => Some((pod.clone(), why(state, endpoint))),
         });
         troubles.collect()
+    }
+
+    fn gone_report(&self, gone: &Gone) -> EndpointReport {
+        let mut report = self.endpoint_report(&gone.pod, &gone.endpoint);
+        if gone.endpoint.is_attached() {
+            report.state = EndpointState::Closed;
+            report.reason = Some("the pod is gone or has ended, but its interface is still there".to_owned());
+        }
+        report
     }
 
     fn endpoint_report(&self, pod: &PeerKey, endpoint: &LocalEndpoint) -> EndpointReport {

@@ -157,6 +157,31 @@ impl Links {
         Ok(found)
     }
 
+    /// Whether a program runs on a hook, from whatever it hangs on: a filter may stand in for a link until there is time
+    /// ([`Self::attach_at_once`]). False also where the interface is gone. `filters` is opened when it is needed first.
+    pub(super) fn runs(
+        &self,
+        ifindex: u32,
+        direction: Direction,
+        program: u32,
+        filters: &mut Option<tc::Asker>,
+    ) -> Result<bool> {
+        if self.mode == Mode::Tcx {
+            match sys::tcx_programs(ifindex, direction) {
+                Ok(programs) if programs.contains(&program) => return Ok(true),
+                Ok(_) => {}
+                Err(error) if error.raw_os_error() == Some(libc::ENODEV) => return Ok(false),
+                Err(error) => return Err(Error::interface(ifindex, "list the programs (TCX)")(error)),
+            }
+        }
+        let asked = match filters {
+            Some(filters) => filters.program(ifindex, direction),
+            None => tc::Asker::open().and_then(|opened| filters.insert(opened).program(ifindex, direction)),
+        };
+        let found = asked.map_err(Error::interface(ifindex, "look for the filter"))?;
+        Ok(found == Some(program))
+    }
+
     /// TC programs of others on an interface.
     pub(super) fn foreign(&self, ifindex: u32) -> Result<Vec<ForeignProgram>> {
         let ours = self.programs(ifindex)?;
@@ -201,7 +226,7 @@ impl Links {
                         Err(error) => return Err(Error::interface(ifindex, "replace the program")(error)),
                     }
                 }
-                debug!(path = %path.display(), "a pinned link whose interface is gone");
+                debug!(path = %path.display(), "a pinned link whose interface is gone, or that somebody has detached");
                 pins::remove_file(&path)?;
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}

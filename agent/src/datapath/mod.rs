@@ -9,7 +9,7 @@
 //! Order of calls: [`Datapath::start`]; per pod [`Datapath::set_interface`] and, by the compiler's plan,
 //! [`Datapath::execute`]; [`Datapath::attach`]; when the first full sync is enforced,
 //! [`Datapath::finish_first_sync`]. Nothing pinned is removed before that. A map that must grow: the same again from
-//! [`Datapath::regenerate`] on.
+//! [`Datapath::regenerate`] on. What others take away meanwhile, [`Datapath::look`] finds.
 
 mod counters;
 mod detach;
@@ -19,6 +19,7 @@ mod error;
 mod execute;
 mod forwarding;
 mod generation;
+mod hooks;
 mod inherit;
 mod links;
 mod netfilter;
@@ -54,6 +55,7 @@ pub use self::{
     environment::running_agent,
     error::{Error, Result},
     forwarding::Forward,
+    hooks::Unhooked,
     inherit::{Inherited, OldEndpoint},
     links::{ForeignProgram, Mode},
     options::{AttachMode, Options},

@@ -131,6 +131,32 @@ pub(super) fn remove_filter(ifindex: u32, direction: Direction) -> io::Result<bo
     }
 }
 
+/// Asks for our filters one by one, through one socket: looking at all pods' hooks again and again must cost next to nothing.
+pub(super) struct Asker(Socket);
+
+impl Asker {
+    pub(super) fn open() -> io::Result<Self> {
+        open().map(Self)
+    }
+
+    /// The program of our filter on a hook. None: it is not there; nor, perhaps, are its qdisc and its interface.
+    pub(super) fn program(&self, ifindex: u32, direction: Direction) -> io::Result<Option<u32>> {
+        let mut question = filter(ifindex, direction);
+        question.attributes.push(TcAttribute::Kind(TcFilterBpf::KIND.into()));
+        match converse(&self.0, RouteNetlinkMessage::GetTrafficFilter(question), 0) {
+            Ok(answers) => Ok(answers.iter().find_map(|answer| match answer {
+                RouteNetlinkMessage::NewTrafficFilter(message) => parse(message)
+                    .filter(|filter| filter.is_ours(direction))
+                    .map(|filter| filter.program_id),
+                _ => None,
+            })),
+            // EINVAL: no qdisc, no filter at all on the hook, or one of another kind in that place.
+            Err(error) if is_absent(&error) || error.raw_os_error() == Some(libc::EINVAL) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
 /// The bpf filters of a hook, ours and others. An interface without clsact, or none at all, has none.
 pub(super) fn filters(ifindex: u32, direction: Direction) -> io::Result<Vec<Filter>> {
     Ok(dump_filters(ifindex, direction)?.iter().filter_map(parse).collect())
@@ -212,9 +238,18 @@ fn filter(ifindex: u32, direction: Direction) -> TcMessage {
 /// Sends one request and collects what comes back until it is acknowledged or the dump ends. Answers that cannot be
 /// parsed (kinds of filters that netlink-packet-route does not know well) are left out.
 fn request(message: RouteNetlinkMessage, flags: u16) -> io::Result<Vec<RouteNetlinkMessage>> {
+    converse(&open()?, message, flags)
+}
+
+fn open() -> io::Result<Socket> {
     let mut socket = Socket::new(NETLINK_ROUTE)?;
     socket.bind_auto()?;
     socket.connect(&SocketAddr::new(0, 0))?;
+    Ok(socket)
+}
+
+/// [`request`] on a socket on which nothing else is under way. Without `NLM_F_ACK` and `NLM_F_DUMP` the first answer is the last.
+fn converse(socket: &Socket, message: RouteNetlinkMessage, flags: u16) -> io::Result<Vec<RouteNetlinkMessage>> {
     let mut message = NetlinkMessage::from(message);
     message.header.flags = NLM_F_REQUEST | flags;
     message.finalize();
@@ -239,6 +274,9 @@ fn request(message: RouteNetlinkMessage, flags: u16) -> io::Result<Vec<RouteNetl
                 Ok(_) | Err(_) => {}
             }
             rest = &rest[length.next_multiple_of(4).min(rest.len())..];
+        }
+        if flags & (NLM_F_ACK | NLM_F_DUMP) == 0 {
+            return Ok(answers);
         }
     }
 }

@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use netlink_packet_route::RouteNetlinkMessage;
 use tokio::{
     sync::mpsc,
     time::{Instant, sleep_until},
@@ -46,6 +47,9 @@ pub enum Event {
     Missing { pod: PeerKey, reason: String },
     /// The node's own addresses (without loopback and link-local ones), sorted: once at first, then on every change.
     NodeAddresses(Vec<IpAddr>),
+    /// Somebody has removed a queueing discipline or a filter from an interface, whosever it is. Said of nothing else that can take
+    /// programs away, and not at all where the kernel had too much to say.
+    Unhooked { ifindex: u32 },
 }
 
 enum Command {
@@ -143,6 +147,7 @@ struct News {
     link: bool,
     host_routes: HashSet<IpAddr>,
     gone: HashSet<u32>,
+    unhooked: HashSet<u32>,
     overrun: bool,
 }
 
@@ -237,6 +242,13 @@ impl Task {
             }
         };
         for (message, replace) in messages {
+            if let RouteNetlinkMessage::DelQueueDiscipline(gone) | RouteNetlinkMessage::DelTrafficFilter(gone) =
+                &message
+            {
+                news.unhooked.extend(u32::try_from(gone.header.index));
+                news.since.get_or_insert_with(Instant::now);
+                continue;
+            }
             let touched = self.tables.apply(&message, replace);
             if touched != super::tables::Touched::default() {
                 news.since.get_or_insert_with(Instant::now);
@@ -250,6 +262,10 @@ impl Task {
 
     async fn look(&mut self, news: News) -> Result<(), Closed> {
         let now = Instant::now();
+        // First: a pod may be open until somebody has looked.
+        for ifindex in &news.unhooked {
+            self.tell(Event::Unhooked { ifindex: *ifindex }).await?;
+        }
         let retry = self
             .pods
             .values()

@@ -20,7 +20,7 @@ use super::{
 /// Room for a storm of notifications, bytes. What does not fit is found again by a dump.
 const RECEIVE_BUFFER: usize = 4 << 20;
 
-const GROUPS: [MulticastGroup; 9] = [
+const GROUPS: [MulticastGroup; 10] = [
     MulticastGroup::Link,
     MulticastGroup::Neigh,
     MulticastGroup::Ipv4Ifaddr,
@@ -30,6 +30,7 @@ const GROUPS: [MulticastGroup; 9] = [
     MulticastGroup::Ipv4Rule,
     MulticastGroup::Ipv6Rule,
     MulticastGroup::Nexthop,
+    MulticastGroup::Tc,
 ];
 
 /// What the listening socket says.
@@ -40,7 +41,7 @@ pub(super) enum Heard {
     Overrun,
 }
 
-/// Listens to changes of links, neighbours, addresses, routes and rules.
+/// Listens to changes of links, neighbours, addresses, routes, rules and traffic control.
 pub(super) struct Monitor(TokioSocket);
 
 impl Monitor {

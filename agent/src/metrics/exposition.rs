@@ -120,7 +120,8 @@ impl Scrape {
                 series.histogram(&[trigger.name()], histogram)
             })
         })?;
-        page.counter(&register::KERNEL_FAILURES, self.instruments.kernel_failures.get())
+        page.counter(&register::KERNEL_FAILURES, self.instruments.kernel_failures.get())?;
+        page.counter(&register::HOOKS_LOST, self.instruments.hooks_lost.get())
     }
 
     fn packets(&self, page: &mut Page<'_>) -> fmt::Result {

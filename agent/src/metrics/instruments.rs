@@ -64,6 +64,8 @@ pub struct Instruments {
     pub watches: Watches,
     /// The kernel refused something that policy needs.
     pub kernel_failures: Counter,
+    /// Somebody else has taken programs off a hook.
+    pub hooks_lost: Counter,
     pub(super) started: SystemTime,
     pub(super) programming: [Histogram; Trigger::ALL.len()],
 }
@@ -74,6 +76,7 @@ impl Default for Instruments {
             arrivals: Arrivals::default(),
             watches: Watches::default(),
             kernel_failures: Counter::default(),
+            hooks_lost: Counter::default(),
             started: SystemTime::now(),
             programming: Trigger::ALL.map(|_| Histogram::new(BUCKETS)),
         }

@@ -64,6 +64,9 @@ families! {
     PROGRAMMING = Histogram "weir_programming_duration_seconds" ["trigger"];
     /// Writes to the kernel that failed. They are tried again, with new maps where need be.
     KERNEL_FAILURES = Counter "weir_kernel_failures_total";
+    /// Hooks of pods' interfaces that somebody else has taken the programs from. They are put back at once; until they are, nothing
+    /// is enforced there. Which: the agent's log.
+    HOOKS_LOST = Counter "weir_hooks_lost_total";
 
     /// Packets by what became of them: verdict `FORWARDED`, `DROPPED`, or `AUDIT` (would have been dropped, but the agent only
     /// audits); why (see operations.md); direction as the pod sees it. Counted by the kernel, also while no agent runs.

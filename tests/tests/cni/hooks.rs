@@ -8,14 +8,18 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use weir_tests::{
-    lab::Layout,
-    world::{ENFORCED, World},
+    hooks,
+    lab::{
+        Layout,
+        agent::{AgentOptions, Attach},
+    },
+    world::{ENFORCED, Plan, World},
 };
 
-use super::{JUDGED, NODE, POD, add, call, enforced, link, pending, world, write};
+use super::{JUDGED, NODE, POD, POLICY, add, call, edit, enforced, link, pending, world, write};
 
 /// Links and filters on x/new's interface.
-fn hooks(world: &mut World) -> Result<(usize, usize)> {
+fn pinned_and_filters(world: &mut World) -> Result<(usize, usize)> {
     let ifindex = enforced(world)?.ifindex.context("an enforced pod has an interface")?;
     let links = world.agent(NODE)?.bpffs().join("links");
     let pinned = ["from", "to"]
@@ -36,7 +40,7 @@ fn hooks(world: &mut World) -> Result<(usize, usize)> {
 fn settled(world: &mut World) -> Result<()> {
     let deadline = Instant::now() + ENFORCED;
     loop {
-        match hooks(world)? {
+        match pinned_and_filters(world)? {
             (2, 0) => return Ok(()),
             other => ensure!(Instant::now() < deadline, "links and filters: {other:?}"),
         }
@@ -56,10 +60,73 @@ fn a_pod_is_enforced_while_links_take_the_place_of_filters() -> Result<()> {
         world.expect(&JUDGED)?;
         // Told again by a runtime that has lost the answer.
         add(world)?.succeeded()?;
-        ensure!(hooks(world)? == (2, 0), "{:?}", hooks(world)?);
+        let hooks = pinned_and_filters(world)?;
+        ensure!(hooks == (2, 0), "{hooks:?}");
         let mut del = call(world, "DEL", "1.0.0")?;
         del.set("CNI_COMMAND", "DEL");
         del.run()?.succeeded()
+    })
+}
+
+#[test]
+fn a_pod_is_looked_at_when_the_runtime_checks_it() -> Result<()> {
+    world(Layout::Routed)?.check(|world| {
+        link(world)?;
+        write(world, &pending(world)?)?;
+        world.enforced()?;
+        add(world)?.succeeded()?;
+        settled(world)?;
+        let check = call(world, "CHECK", "1.0.0")?;
+        for _ in 0..3 {
+            hooks::detach_links(world, POD)?;
+            check.run()?.succeeded()?;
+            // Links, and at once: a pod that runs is not attached in a hurry.
+            let found = hooks::count(world, POD)?;
+            ensure!(found == (2, 0), "hooks with links and filters: {found:?}");
+            world.expect(&JUDGED)?;
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn a_pod_whose_programs_cannot_be_put_back_does_not_pass_the_check() -> Result<()> {
+    let plan = Plan {
+        options: AgentOptions {
+            attach: Attach::Tc,
+            ..AgentOptions::default()
+        },
+        ..Plan::one_node(&["x/a", "x/b"])
+    };
+    World::new(&plan)?.check(|world| {
+        world.policy("policy", POLICY)?;
+        link(world)?;
+        write(world, &pending(world)?)?;
+        world.enforced()?;
+        add(world)?.succeeded()?;
+        let mut check = call(world, "CHECK", "1.0.0")?;
+        edit(&mut check, |configuration| configuration["waitSeconds"] = 1.into())?;
+        check.run()?.succeeded()?;
+        let node = world.lab.node(NODE)?.netns.clone();
+        let interface = world.lab.pod(POD)?.interface.clone();
+        // It stands where clsact would. The agent can be faster: once more.
+        for attempt in 1.. {
+            hooks::remove_qdisc(world, POD)?;
+            if hooks::tc(&node, &["qdisc", "add", "dev", &interface, "ingress"]).is_ok() {
+                break;
+            }
+            ensure!(attempt < 100, "the agent always comes first");
+        }
+        let answer = check.run()?;
+        answer.failed(11)?;
+        ensure!(answer.output.to_string().contains("clsact"), "{}", answer.output);
+        hooks::tc(&node, &["qdisc", "del", "dev", &interface, "ingress"])?;
+        let deadline = Instant::now() + ENFORCED;
+        while check.run()?.succeeded().is_err() {
+            ensure!(Instant::now() < deadline, "it is not tried again");
+            thread::sleep(Duration::from_millis(100));
+        }
+        world.expect(&JUDGED)
     })
 }
 

@@ -3,6 +3,7 @@
 //! Needs root. Packets stay within network namespaces made here.
 
 mod batches;
+mod hooks;
 mod interfaces;
 mod machine;
 mod settle;

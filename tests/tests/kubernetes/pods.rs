@@ -8,8 +8,9 @@ use weir::control::query::{EndpointReport, EndpointState};
 use weir_common::layout::map;
 use weir_tests::{
     api_world::ApiWorld,
-    kernel,
+    hooks, kernel,
     lab::{
+        agent::Attach,
         cni::{self, Call},
         ip::Batch,
         probe::Verdict,
@@ -63,6 +64,12 @@ fn a_pod_that_is_deleted_by_force_is_closed_until_its_interface_is_gone() -> Res
 
         world.cluster.api().delete(B)?;
         world.until("the pod's endpoint is closed again", closed)?;
+        // Also where somebody takes the programs away that close it.
+        hooks::detach_links(&world.world, "x/b")?;
+        world.until("its programs are back", |world| {
+            Ok(hooks::count(&world.world, "x/b")? == (2, 0))
+        })?;
+        expect(world, (Verdict::Allow, Verdict::Deny))?;
         let host = world.world.lab.pod("x/b")?.interface.clone();
         let mut batch = Batch::default();
         batch.add(format!("link del {host}"));
@@ -72,6 +79,38 @@ fn a_pod_that_is_deleted_by_force_is_closed_until_its_interface_is_gone() -> Res
             |world| Ok(endpoint(world, "b")?.is_none()),
         )?;
         world.world.expect(&[("x/a", "x/server", 80, Verdict::Allow)])
+    })
+}
+
+#[test]
+fn a_pod_that_is_gone_and_cannot_be_closed_again_is_not_called_closed() -> Result<()> {
+    let mut plan = plan();
+    plan.options.attach = Attach::Tc;
+    ApiWorld::new(&plan)?.check(|world| {
+        expect(world, BOTH)?;
+        let is = |world: &ApiWorld, state: EndpointState| -> Result<bool> {
+            Ok(endpoint(world, "b")?.is_some_and(|endpoint| endpoint.state == state))
+        };
+        world.cluster.api().delete(B)?;
+        world.until("the pod's endpoint is closed", |world| is(world, EndpointState::Closed))?;
+
+        // Its programs go, and something comes that leaves no room for them. The agent can be faster: once more.
+        let node = world.world.lab.node(NODE)?.netns.clone();
+        let interface = world.world.lab.pod("x/b")?.interface.clone();
+        world.until("the agent was not faster", |world| {
+            let _ = hooks::remove_qdisc(&world.world, "x/b");
+            Ok(hooks::tc(&node, &["qdisc", "add", "dev", &interface, "ingress"]).is_ok())
+        })?;
+        world.until("it is said to be open", |world| is(world, EndpointState::Waiting))?;
+        let reason = endpoint(world, "b")?
+            .and_then(|endpoint| endpoint.reason)
+            .unwrap_or_default();
+        ensure!(reason.contains("clsact"), "{reason}");
+        world.until("the agent is not ready", |world| Ok(!world.world.status(NODE)?.ready))?;
+
+        hooks::tc(&node, &["qdisc", "del", "dev", &interface, "ingress"])?;
+        world.until("it is closed again", |world| is(world, EndpointState::Closed))?;
+        enforced(world, (Verdict::Allow, Verdict::Deny))
     })
 }
 

@@ -103,6 +103,28 @@ fn the_defaults_are_an_agent_with_no_more_rights_than_it_needs() -> Result<()> {
     Ok(())
 }
 
+/// What a node that is dead, or being set up, is tainted with keeps the Job away from it: it would be placed there and never
+/// start.
+#[test]
+fn the_uninstall_job_goes_to_a_node_that_runs_pods() -> Result<()> {
+    let objects = Chart::new()?.render(&json!({"tolerations": [{"operator": "Exists"}]}))?;
+    let job = &object(&objects, "Job", "weir-uninstall")?["spec"]["template"]["spec"];
+    let tolerations = job["tolerations"].as_array().context("tolerations")?;
+    let tolerates = |taint: &str| {
+        tolerations
+            .iter()
+            .any(|toleration| toleration.get("key").is_none_or(|key| key == taint))
+    };
+    for taint in ["node-role.kubernetes.io/control-plane", "CriticalAddonsOnly"] {
+        assert!(tolerates(taint), "it does not tolerate {taint}");
+    }
+    for taint in ["not-ready", "unreachable", "network-unavailable"] {
+        let taint = format!("node.kubernetes.io/{taint}");
+        assert!(!tolerates(&taint), "it tolerates {taint}");
+    }
+    Ok(())
+}
+
 /// Every volume is mounted, every mount is a volume.
 #[test]
 fn volumes_and_mounts_agree() -> Result<()> {

@@ -144,7 +144,8 @@ pub struct Agent {
     /// [default: kube-system; empty: none]
     #[arg(long, value_name = "NAMESPACE,...", value_delimiter = ',', requires = "cni_conf_dir", default_value = plugin::EXEMPT, hide_default_value = true)]
     pub cni_exempt_namespaces: Vec<String>,
-    /// How long a pod waits for the agent before its start fails, and is tried again by the kubelet; at most 10m
+    /// How long a pod waits for the agent before its start fails, and is tried again by the kubelet; at most 10m. One of an
+    /// exempt namespace waits no longer than 10s and starts then
     #[arg(long, value_name = "DURATION", value_parser = cni_wait, requires = "cni_conf_dir", default_value = "10s")]
     pub cni_wait: Duration,
     /// How to attach to interfaces

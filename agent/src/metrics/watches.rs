@@ -22,7 +22,8 @@ struct Watch {
 /// The state of one watch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WatchReport {
-    /// The kind of object, as [`crate::api::ObjectKind::name`] has it.
+    /// The kind of object, as [`crate::api::ObjectKind::name`] has it; `DaemonSet` and `CustomResourceDefinition` besides,
+    /// from which the source learns what is no policy's matter.
     pub kind: &'static str,
     /// How long ago the server was last heard of by this watch; by one that never heard of it, how long ago it began.
     pub stale: Duration,
@@ -66,7 +67,7 @@ impl Watches {
     }
 
     /// The kind is no longer watched: the server does not serve it any more.
-    pub fn end(&self, kind: &'static str) {
+    pub fn end(&self, kind: &str) {
         self.lock().remove(kind);
     }
 

@@ -30,6 +30,7 @@ const CALICO: &str = "crd.projectcalico.org";
 const AGENT: &str = "agent";
 const VIEWER: &str = "viewer";
 const EDITOR: &str = "editor";
+const ADMIN: &str = "admin";
 
 const fn right(
     account: &'static str,
@@ -48,14 +49,22 @@ const fn right(
     }
 }
 
-const RIGHTS: [Right; 24] = [
+const RIGHTS: [Right; 39] = [
     right(AGENT, "list", (CORE, "pods"), "", true),
     right(AGENT, "watch", (CORE, "namespaces"), "", true),
     right(AGENT, "watch", (POLICY, "networkpolicies"), "", true),
     right(AGENT, "watch", (CALICO, "globalnetworkpolicies"), "", true),
+    // It asks for single pods and for its own namespace (by name: not for all, nor for another).
+    right(AGENT, "get", (CORE, "pods"), "", true),
+    right(AGENT, "get", (CORE, "namespaces"), "", false),
+    right(AGENT, "get", (CORE, "nodes"), "", false),
+    right(AGENT, "get", (CORE, "services"), "", false),
+    right(AGENT, "get", (POLICY, "networkpolicies"), "", false),
     right(AGENT, "create", (CORE, "pods"), "", false),
     right(AGENT, "delete", (CORE, "pods"), "", false),
     right(AGENT, "update", (CORE, "nodes"), "", false),
+    // Only where the chart is told to have conditions written.
+    right(AGENT, "patch", (CORE, "nodes/status"), "", false),
     right(AGENT, "get", (CORE, "secrets"), "", false),
     right(AGENT, "get", (CORE, "configmaps"), "", false),
     right(AGENT, "update", (POLICY, "networkpolicies"), "", false),
@@ -79,6 +88,15 @@ const RIGHTS: [Right; 24] = [
         "",
         false,
     ),
+    right(ADMIN, "list", (POLICY, "networkpolicies"), TEAM, true),
+    right(ADMIN, "list", (CALICO, "networkpolicies"), TEAM, true),
+    right(ADMIN, "create", (CALICO, "networkpolicies"), TEAM, true),
+    right(ADMIN, "delete", (CALICO, "networksets"), TEAM, true),
+    right(ADMIN, "create", (CALICO, "stagednetworkpolicies"), TEAM, true),
+    right(ADMIN, "list", (CALICO, "networkpolicies"), OTHER, false),
+    right(ADMIN, "create", (CALICO, "networkpolicies"), OTHER, false),
+    right(ADMIN, "create", (CALICO, "globalnetworkpolicies"), "", false),
+    right(ADMIN, "create", (CALICO, "tiers"), "", false),
 ];
 
 /// Asks the API server for each right, and then uses two of them for real.
@@ -90,7 +108,7 @@ pub fn run(stage: &Stage) -> Result<()> {
     for name in [TEAM, OTHER] {
         namespace(api, name, &labels(&[]))?;
     }
-    for (account, role) in [(VIEWER, "view"), (EDITOR, "edit")] {
+    for (account, role) in [(VIEWER, "view"), (EDITOR, "edit"), (ADMIN, "admin")] {
         api.apply(&json!({
             "apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"namespace": TEAM, "name": account}}))?;
         api.apply(&json!({
@@ -103,7 +121,15 @@ pub fn run(stage: &Stage) -> Result<()> {
     }
     // Aggregated roles are put together by a controller.
     super::pods::eventually("the aggregated roles are complete", super::pods::STARTED, || {
-        asked(stage, &right(EDITOR, "create", (CALICO, "networkpolicies"), TEAM, true))
+        for account in [EDITOR, ADMIN] {
+            if !asked(
+                stage,
+                &right(account, "create", (CALICO, "networkpolicies"), TEAM, true),
+            )? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     })?;
     let mut wrong = Vec::new();
     for right in &RIGHTS {
@@ -151,7 +177,9 @@ fn user(account: &str) -> String {
 }
 
 fn asked(stage: &Stage, right: &Right) -> Result<bool> {
-    let mut attributes = json!({"verb": right.verb, "group": right.group, "resource": right.resource});
+    let (resource, subresource) = right.resource.split_once('/').unwrap_or((right.resource, ""));
+    let mut attributes =
+        json!({"verb": right.verb, "group": right.group, "resource": resource, "subresource": subresource});
     if !right.namespace.is_empty() {
         attributes["namespace"] = json!(right.namespace);
     }

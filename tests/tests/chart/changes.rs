@@ -107,6 +107,11 @@ pub fn changes() -> Vec<Change> {
             ..change("uninstallHook.enabled", json!(false), "")
         },
         change("uninstallHook.timeout", json!("77s"), "--timeout=77s"),
+        change(
+            "uninstallHook.tolerations",
+            json!([{"key": "hook"}]),
+            "\"tolerations\":[{\"key\":\"hook\"}]",
+        ),
         change("securityContext.extraCapabilities", json!(["SYS_ADMIN"]), "SYS_ADMIN"),
         change("securityContext.seccompProfile", json!("Unconfined"), "Unconfined"),
         Change {

@@ -103,6 +103,28 @@ fn the_defaults_are_an_agent_with_no_more_rights_than_it_needs() -> Result<()> {
     Ok(())
 }
 
+/// What a node that is dead, or being set up, is tainted with keeps the Job away from it: it would be placed there and never
+/// start.
+#[test]
+fn the_uninstall_job_goes_to_a_node_that_runs_pods() -> Result<()> {
+    let objects = Chart::new()?.render(&json!({"tolerations": [{"operator": "Exists"}]}))?;
+    let job = &object(&objects, "Job", "weir-uninstall")?["spec"]["template"]["spec"];
+    let tolerations = job["tolerations"].as_array().context("tolerations")?;
+    let tolerates = |taint: &str| {
+        tolerations
+            .iter()
+            .any(|toleration| toleration.get("key").is_none_or(|key| key == taint))
+    };
+    for taint in ["node-role.kubernetes.io/control-plane", "CriticalAddonsOnly"] {
+        assert!(tolerates(taint), "it does not tolerate {taint}");
+    }
+    for taint in ["not-ready", "unreachable", "network-unavailable"] {
+        let taint = format!("node.kubernetes.io/{taint}");
+        assert!(!tolerates(&taint), "it tolerates {taint}");
+    }
+    Ok(())
+}
+
 /// Every volume is mounted, every mount is a volume.
 #[test]
 fn volumes_and_mounts_agree() -> Result<()> {
@@ -130,35 +152,55 @@ fn volumes_and_mounts_agree() -> Result<()> {
     Ok(())
 }
 
-/// The agent reads, and writes Events; the roles that are added to view, edit and admin are about what is in a namespace.
+fn rules(objects: &[Value], kind: &str, name: &str) -> Result<Vec<Value>> {
+    let rules = &object(objects, kind, name)?["rules"];
+    Ok(rules.as_array().context("rules")?.clone())
+}
+
+fn words(rule: &Value, key: &str) -> BTreeSet<String> {
+    let words = rule[key].as_array().into_iter().flatten().filter_map(Value::as_str);
+    words.map(str::to_owned).collect()
+}
+
+/// The rules of the agent's ClusterRole with a verb, as the resources and names that each is about.
+fn may(objects: &[Value], verb: &str) -> Result<Vec<(BTreeSet<String>, BTreeSet<String>)>> {
+    let mut rules = rules(objects, "ClusterRole", "weir")?;
+    rules.retain(|rule| words(rule, "verbs").contains(verb));
+    Ok(rules
+        .iter()
+        .map(|rule| (words(rule, "resources"), words(rule, "resourceNames")))
+        .collect())
+}
+
+/// The agent lists and watches, and writes Events; the roles that are added to view, edit and admin are about what is in a
+/// namespace.
 #[test]
 fn the_rights_are_the_least() -> Result<()> {
     let chart = Chart::new()?;
-    let rules = |objects: &[Value], kind: &str, name: &str| -> Result<Vec<Value>> {
-        let rules = &object(objects, kind, name)?["rules"];
-        Ok(rules.as_array().context("rules")?.clone())
-    };
-    let words = |rule: &Value, key: &str| -> BTreeSet<String> {
-        let words = rule[key].as_array().into_iter().flatten().filter_map(Value::as_str);
-        words.map(str::to_owned).collect()
-    };
-    let read: BTreeSet<String> = ["get", "list", "watch"].map(str::to_owned).into();
+    let set = |words: &[&str]| -> BTreeSet<String> { words.iter().map(|&word| word.to_owned()).collect() };
     let objects = chart.render(&Value::Null)?;
     for rule in rules(&objects, "ClusterRole", "weir")? {
-        let resources = words(&rule, "resources");
-        if resources == ["events".to_owned()].into() {
-            assert_eq!(words(&rule, "verbs"), ["create".to_owned()].into());
-        } else {
-            assert_eq!(words(&rule, "verbs"), read, "{resources:?}");
-        }
+        let (resources, verbs) = (words(&rule, "resources"), words(&rule, "verbs"));
+        ensure!(
+            verbs == set(&["list", "watch"]) || verbs == set(&["get"]) || resources == set(&["events"]),
+            "{verbs:?} of {resources:?}"
+        );
         for forbidden in ["*", "secrets", "configmaps"] {
             assert!(!resources.contains(forbidden), "the agent may read {forbidden}");
         }
     }
-    let own = rules(&objects, "Role", "weir")?;
-    assert_eq!(own.len(), 1);
-    assert_eq!(own[0]["resourceNames"], json!(["weir"]));
-    assert_eq!(words(&own[0], "verbs"), read);
+    let (pods, own) = (
+        (set(&["pods"]), set(&[])),
+        (set(&["namespaces"]), set(&["kube-system"])),
+    );
+    assert_eq!(may(&objects, "get")?, [pods.clone(), own.clone()]);
+    assert_eq!(may(&objects, "create")?, [(set(&["events"]), set(&[]))]);
+    assert_eq!(may(&objects, "patch")?, []);
+
+    let own_set = rules(&objects, "Role", "weir")?;
+    assert_eq!(own_set.len(), 1);
+    assert_eq!(own_set[0]["resourceNames"], json!(["weir"]));
+    assert_eq!(words(&own_set[0], "verbs"), set(&["get", "list", "watch"]));
     for name in ["weir-policies-view", "weir-policies-edit"] {
         for rule in rules(&objects, "ClusterRole", name)? {
             let global = words(&rule, "resources")
@@ -167,12 +209,10 @@ fn the_rights_are_the_least() -> Result<()> {
             assert_eq!(global, None, "{name} gives rights on what is in no namespace");
         }
     }
+
     let with_condition = chart.render(&json!({"nodeCondition": true}))?;
-    let status = rules(&with_condition, "ClusterRole", "weir")?
-        .into_iter()
-        .filter(|rule| words(rule, "resources").contains("nodes/status"))
-        .map(|rule| words(&rule, "verbs"));
-    assert_eq!(status.collect::<Vec<_>>(), [["patch".to_owned()].into()]);
+    assert_eq!(may(&with_condition, "get")?, [pods, own, (set(&["nodes"]), set(&[]))]);
+    assert_eq!(may(&with_condition, "patch")?, [(set(&["nodes/status"]), set(&[]))]);
     Ok(())
 }
 

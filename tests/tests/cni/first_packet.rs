@@ -1,12 +1,17 @@
 //! Who is judged from the first packet on, who is waited for, and who is not.
 
-use std::{thread, time::Duration};
+use std::{
+    fs, thread,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 use weir_tests::{
     lab::{
-        Family, Layout, cni,
+        Family, Layout,
+        agent::AgentOptions,
+        cni::{self, Answer, Call},
         probe::{Protocol, Verdict},
     },
     world::{ENFORCED, Plan, World},
@@ -198,6 +203,65 @@ fn without_an_agent_a_pod_waits_then_fails_but_for_exempt_namespaces() -> Result
         waiting.end()?.succeeded()?;
         enforced(world)?;
         world.expect(&JUDGED)
+    })
+}
+
+/// An agent that runs but has read nothing: pods of exempt namespaces may be what it waits for.
+#[test]
+fn an_exempt_pod_does_not_wait_long_for_an_agent_that_cannot_attach_it() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let kubeconfig = directory.path().join("kubeconfig");
+    // Nobody listens there.
+    let nobody = json!({
+        "apiVersion": "v1", "kind": "Config", "current-context": "none",
+        "contexts": [{"name": "none", "context": {"cluster": "none", "user": "none"}}],
+        "clusters": [{"name": "none", "cluster": {"server": "http://127.0.0.1:9"}}],
+        "users": [{"name": "none", "user": {}}],
+    });
+    fs::write(&kubeconfig, nobody.to_string())?;
+    let plan = Plan {
+        options: AgentOptions {
+            kubeconfig: Some(kubeconfig),
+            ..AgentOptions::default()
+        },
+        ..Plan::one_node(&["x/a", "x/b"])
+    };
+    World::without_agents(&plan)?.check(|world| {
+        link(world)?;
+        world.spawn_agents()?;
+        let began = Instant::now();
+        while world.status(NODE).is_err() {
+            ensure!(began.elapsed() < ENFORCED, "the agent does not listen");
+            thread::sleep(Duration::from_millis(20));
+        }
+        let waiting =
+            |call: &mut Call, seconds: u64| edit(call, |configuration| configuration["waitSeconds"] = json!(seconds));
+        let mut exempt = call(world, "ADD", "1.0.0")?;
+        exempt.set("CNI_ARGS", "K8S_POD_NAMESPACE=kube-system;K8S_POD_NAME=new");
+        let started = |answer: &Answer, soonest: u64, latest: u64| {
+            answer.succeeded()?;
+            ensure!(
+                answer.notes.contains("exempt") && answer.notes.contains("the source has not been read yet"),
+                "{answer:?}"
+            );
+            let expected = Duration::from_secs(soonest)..Duration::from_secs(latest);
+            ensure!(
+                expected.contains(&answer.took),
+                "{:?} is not in {expected:?}",
+                answer.took
+            );
+            Ok(())
+        };
+        // The wait where it is short, and else as long as it is by default.
+        waiting(&mut exempt, 2)?;
+        started(&exempt.run()?, 1, 6)?;
+        let mut other = call(world, "ADD", "1.0.0")?;
+        waiting(&mut other, 20)?;
+        let mut other = other.start()?;
+        waiting(&mut exempt, 60)?;
+        started(&exempt.run()?, 8, 18)?;
+        ensure!(!other.has_ended()?, "a pod of another namespace did not wait");
+        other.end()?.failed(11)
     })
 }
 

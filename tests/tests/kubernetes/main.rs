@@ -141,19 +141,22 @@ fn enforcement_goes_on_while_the_control_plane_is_away_and_catches_up_when_it_is
     })
 }
 
-/// The agent's ClusterRole, with or without the right to read policies.
-fn cluster_role(policies: bool) -> Result<Value> {
-    let mut role = rights()?
+/// The agent's ClusterRole without the right to read what is in an API group.
+fn cluster_role_without(group: &str) -> Result<Value> {
+    let mut role = cluster_role()?;
+    let rules = role["rules"].as_array_mut().context("a role has rules")?;
+    let before = rules.len();
+    rules.retain(|rule| rule["apiGroups"] != json!([group]));
+    ensure!(rules.len() + 1 == before, "the role has a rule for {group} alone");
+    Ok(role)
+}
+
+/// The agent's ClusterRole.
+fn cluster_role() -> Result<Value> {
+    rights()?
         .into_iter()
         .find(|object| object["kind"] == "ClusterRole" && object["metadata"]["name"] == "weir")
-        .context("the chart has a ClusterRole")?;
-    if !policies {
-        let rules = role["rules"].as_array_mut().context("a role has rules")?;
-        let before = rules.len();
-        rules.retain(|rule| rule["apiGroups"] != json!(["networking.k8s.io"]));
-        ensure!(rules.len() + 1 == before, "the role has a rule for policies alone");
-    }
-    Ok(role)
+        .context("the chart has a ClusterRole")
 }
 
 #[test]
@@ -162,7 +165,7 @@ fn a_permission_that_is_missing_is_told_and_takes_nothing_away() -> Result<()> {
         world.apply(&only_from("a"))?;
         enforced(world, ONLY_A)?;
 
-        world.put(&cluster_role(false)?)?;
+        world.put(&cluster_role_without("networking.k8s.io")?)?;
         let agent = world.world.agent(NODE)?;
         agent.terminate()?;
         agent.spawn()?;
@@ -183,7 +186,7 @@ fn a_permission_that_is_missing_is_told_and_takes_nothing_away() -> Result<()> {
         })?;
         expect(world, BOTH)?;
 
-        world.put(&cluster_role(true)?)?;
+        world.put(&cluster_role()?)?;
         world.until("the agent is ready again", |world| Ok(world.world.status(NODE)?.ready))?;
         enforced(world, BOTH)?;
         world.world.relabel("x/b", &[("pod", "b")])?;

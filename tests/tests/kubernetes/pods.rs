@@ -18,7 +18,7 @@ use weir_tests::{
     world::only_from,
 };
 
-use super::{BOTH, NODE, ONLY_A, POLICIES, cluster_role, enforced, expect, plan};
+use super::{BOTH, NODE, ONLY_A, POLICIES, cluster_role, cluster_role_without, enforced, expect, plan};
 
 /// It allows nothing that was not allowed, but is something to write.
 const EVERYBODY: &str = "apiVersion: networking.k8s.io/v1
@@ -158,7 +158,7 @@ fn an_agent_that_starts_closes_what_pods_that_are_gone_have_left() -> Result<()>
 fn no_pod_starts_on_a_node_that_has_never_read_a_policy() -> Result<()> {
     let mut world = ApiWorld::without_agents(&plan())?;
     world.apply(&only_from("a"))?;
-    world.put(&cluster_role(false)?)?;
+    world.put(&cluster_role_without("networking.k8s.io")?)?;
     world.world.spawn_agents()?;
     world.check(|world| {
         world.until("the agent says what it may not read", |world| {
@@ -171,7 +171,7 @@ fn no_pod_starts_on_a_node_that_has_never_read_a_policy() -> Result<()> {
         let status = Call::new("STATUS", &configuration);
         status.run()?.failed(50)?;
 
-        world.put(&cluster_role(true)?)?;
+        world.put(&cluster_role()?)?;
         world.until("the agent is ready", |world| Ok(world.world.status(NODE)?.ready))?;
         status.run()?.succeeded()?;
         enforced(world, ONLY_A)

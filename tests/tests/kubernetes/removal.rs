@@ -5,29 +5,42 @@ use std::{fs, path::Path, thread, time::Duration};
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
+use weir::api::Severity;
 use weir_tests::{
     api_world::{ApiWorld, PATIENCE, rights},
     lab::cni::PLUGIN,
+    scrape::{self, Scrape},
     world::{Plan, only_from},
 };
 
-use super::{BOTH, NODE, ONLY_A, expect, plan, signal};
+use super::{BOTH, NODE, ONLY_A, cluster_role_without, enforced, expect, plan, signal};
 
-/// An agent with these arguments that enforces a policy and has seen its DaemonSet in `namespace`.
-fn installed(namespace: &str, arguments: &[String]) -> Result<ApiWorld> {
-    let mut plan: Plan = plan();
-    plan.options.arguments = [&[format!("--daemonset={namespace}/weir")], arguments].concat();
-    let mut world = ApiWorld::without_agents(&plan)?;
-    let labels = json!({"app.kubernetes.io/name": "weir"});
-    world.put(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}}))?;
-    for mut object in rights()? {
-        // What the agent may ask for where its DaemonSet is.
+const SET: &str = "/apis/apps/v1/namespaces/kube-system/daemonsets/weir";
+const ROLE: &str = "/apis/rbac.authorization.k8s.io/v1/namespaces/kube-system/roles/weir";
+
+/// What the agent may ask for where its DaemonSet is: as the chart has it for a release in `namespace`.
+fn rights_in(namespace: &str) -> Result<Vec<Value>> {
+    let mut objects = rights()?;
+    objects.retain(|object| object["metadata"]["name"] == "weir" && object["kind"] != "ServiceAccount");
+    for object in &mut objects {
         if matches!(object["kind"].as_str(), Some("Role" | "RoleBinding")) {
             object["metadata"]["namespace"] = namespace.into();
-            world.put(&object)?;
+        }
+        let rules = object.get_mut("rules").and_then(Value::as_array_mut);
+        for rule in rules
+            .into_iter()
+            .flatten()
+            .filter(|rule| rule["resources"] == json!(["namespaces"]))
+        {
+            rule["resourceNames"] = json!([namespace]);
         }
     }
-    world.put(&json!({
+    Ok(objects)
+}
+
+fn daemon_set(namespace: &str) -> Value {
+    let labels = json!({"app.kubernetes.io/name": "weir"});
+    json!({
         "apiVersion": "apps/v1",
         "kind": "DaemonSet",
         "metadata": {"name": "weir", "namespace": namespace},
@@ -42,7 +55,19 @@ fn installed(namespace: &str, arguments: &[String]) -> Result<ApiWorld> {
                 },
             },
         },
-    }))?;
+    })
+}
+
+/// An agent with these arguments that enforces a policy and has seen its DaemonSet in `namespace`.
+fn installed(namespace: &str, arguments: &[String]) -> Result<ApiWorld> {
+    let mut plan: Plan = plan();
+    plan.options.arguments = [&[format!("--daemonset={namespace}/weir")], arguments].concat();
+    let mut world = ApiWorld::without_agents(&plan)?;
+    world.put(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}}))?;
+    for object in rights_in(namespace)? {
+        world.put(&object)?;
+    }
+    world.put(&daemon_set(namespace))?;
     world.apply(&only_from("a"))?;
     world.world.start_agents()?;
     expect(&mut world, ONLY_A)?;
@@ -82,9 +107,8 @@ fn an_agent_that_cannot_take_everything_away_does_not_end_before_it_can() -> Res
             "delegates": [{"name": "lab", "plugins": [{"type": "ptp"}, {"type": PLUGIN}]}],
         });
         fs::write(&copy, text.to_string())?;
-        let set = "/apis/apps/v1/namespaces/kube-system/daemonsets/weir";
-        world.cluster.api().delete(set)?;
-        world.cluster.api().wait(set, PATIENCE, |set| set.is_none())?;
+        world.cluster.api().delete(SET)?;
+        world.cluster.api().wait(SET, PATIENCE, |set| set.is_none())?;
         let pid = world.world.agent(NODE)?.pid().context("it does not run")?;
         signal(pid, Signal::SIGTERM)?;
         world.until("its entry is gone", |_| Ok(fs::read_to_string(&list)? == LIST))?;
@@ -129,6 +153,129 @@ fn a_namespace_that_goes_takes_its_agents_along() -> Result<()> {
             set.is_some() && !going(set.as_ref()),
             "the DaemonSet itself tells that it goes, so this proves nothing: {set:?}"
         );
+        let status = world.world.agent(NODE)?.terminate()?;
+        ensure!(status.success(), "{status}");
+        is_gone(world)
+    })
+}
+
+/// Watches that no policy depends on.
+const BESIDE: [(&str, &str); 2] = [
+    ("daemonsets.apps", "DaemonSet"),
+    (
+        "customresourcedefinitions.apiextensions.k8s.io",
+        "CustomResourceDefinition",
+    ),
+];
+
+/// There is a warning, and no error, that says so.
+fn warned(world: &ApiWorld, part: &str) -> Result<bool> {
+    // An agent that has just been started does not answer yet.
+    let Ok(status) = world.world.status(NODE) else {
+        return Ok(false);
+    };
+    let mut problems = status.problems.iter().filter(|problem| problem.message.contains(part));
+    let found = problems.next();
+    if let Some(problem) = found {
+        ensure!(problem.severity == Severity::Warning, "{problem}");
+        ensure!(problem.remedy.contains("leave this node as it is"), "{problem}");
+    }
+    Ok(found.is_some())
+}
+
+/// What the metrics say of a watch: whether it was told whole, and how often it failed.
+fn measured(world: &ApiWorld, kind: &str) -> Result<(u64, u64)> {
+    let scrape = Scrape::fetch(&world.world.lab, NODE)?;
+    Ok((
+        scrape.count("weir_watch_synced", &[("kind", kind)])?,
+        scrape.count("weir_watch_failures_total", &[("kind", kind)])?,
+    ))
+}
+
+/// The API server lets the agent watch its DaemonSet. What it knows of roles it learns a moment after they are written.
+fn may_watch(world: &ApiWorld) -> Result<bool> {
+    let review = world.cluster.api().post(
+        "/apis/authorization.k8s.io/v1/subjectaccessreviews",
+        &json!({
+            "apiVersion": "authorization.k8s.io/v1",
+            "kind": "SubjectAccessReview",
+            "spec": {
+                "user": "system:serviceaccount:kube-system:weir",
+                "resourceAttributes": {
+                    "verb": "watch", "group": "apps", "resource": "daemonsets", "namespace": "kube-system", "name": "weir",
+                },
+            },
+        }),
+    )?;
+    Ok(review["status"]["allowed"] == true)
+}
+
+#[test]
+fn that_a_removal_would_not_be_known_is_told_and_nothing_else_depends_on_it() -> Result<()> {
+    let mut plan: Plan = plan();
+    plan.options.arguments = [vec!["--daemonset=kube-system/weir".to_owned()], scrape::arguments()].concat();
+    ApiWorld::new(&plan)?.check(|world| {
+        world.apply(&only_from("a"))?;
+        world.until("the agent says that there is no such DaemonSet", |world| {
+            warned(world, "there is no DaemonSet kube-system/weir")
+        })?;
+        enforced(world, ONLY_A)?;
+        ensure!(world.world.status(NODE)?.ready, "it is not ready");
+
+        world.put(&daemon_set("kube-system"))?;
+        world.until("the agent sees its DaemonSet", |world| {
+            let watch = world.watch(NODE, "daemonsets.apps")?.context("not watched")?;
+            Ok(watch.synced && watch.objects == 1 && !warned(world, "DaemonSet")?)
+        })?;
+        for (_, kind) in BESIDE {
+            let (synced, _) = measured(world, kind)?;
+            ensure!(synced == 1, "metrics do not say that {kind} has been read");
+        }
+
+        // Neither that nor CRDs may be watched by the next agent.
+        world.put(&cluster_role_without("apiextensions.k8s.io")?)?;
+        world.cluster.api().delete(ROLE)?;
+        world.until("the right is gone", |world| Ok(!may_watch(world)?))?;
+        let agent = world.world.agent(NODE)?;
+        agent.terminate()?;
+        agent.spawn()?;
+        world.until("the agent says that it cannot watch", |world| {
+            warned(world, "cannot watch the agent's own DaemonSet kube-system/weir")
+        })?;
+        world.until("the agent is ready", |world| Ok(world.world.status(NODE)?.ready))?;
+        enforced(world, ONLY_A)?;
+        for (name, kind) in BESIDE {
+            let watch = world
+                .watch(NODE, name)?
+                .with_context(|| format!("{name} is not watched"))?;
+            ensure!(watch.stale.is_some() && !watch.synced, "{watch:?}");
+            let (synced, failures) = measured(world, kind)?;
+            ensure!(synced == 0 && failures > 0, "{kind}: {synced}, {failures}");
+        }
+
+        // So this is a restart, for all that it knows.
+        world.cluster.api().delete(SET)?;
+        world.cluster.api().wait(SET, PATIENCE, |set| set.is_none())?;
+        let agent = world.world.agent(NODE)?;
+        let status = agent.terminate()?;
+        ensure!(status.success() && agent.bpffs().exists(), "{status}");
+        expect(world, ONLY_A)?;
+
+        // With its rights back it is a removal.
+        world.world.agent(NODE)?.spawn()?;
+        for object in rights_in("kube-system")? {
+            world.put(&object)?;
+        }
+        world.until("nothing is stale", |world| {
+            let Ok(status) = world.world.status(NODE) else {
+                return Ok(false);
+            };
+            let read = |(name, _): &(&str, &str)| {
+                let mut watches = status.watches.iter();
+                watches.any(|watch| watch.kind == *name && watch.synced && watch.stale.is_none())
+            };
+            Ok(BESIDE.iter().all(read) && !warned(world, "DaemonSet")?)
+        })?;
         let status = world.world.agent(NODE)?.terminate()?;
         ensure!(status.success(), "{status}");
         is_gone(world)

@@ -4,13 +4,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
-use weir_tests::{
-    api_world::{ApiWorld, rights},
-    lab::agent::AgentOptions,
-    world::Plan,
-};
+use weir_tests::{api_world::ApiWorld, lab::agent::AgentOptions, world::Plan};
 
-use super::{NODE, plan};
+use super::{NODE, cluster_role, plan};
 
 const NODE_PATH: &str = "/api/v1/nodes/node-1";
 const EVENTS: &str = "/apis/events.k8s.io/v1/namespaces/x/events";
@@ -18,11 +14,9 @@ const LOST: &str = "/api/v1/namespaces/x/pods/lost";
 
 /// As the chart has it with `nodeCondition`.
 fn with_condition() -> Result<Value> {
-    let mut role = rights()?
-        .into_iter()
-        .find(|object| object["kind"] == "ClusterRole" && object["metadata"]["name"] == "weir")
-        .context("the chart has a ClusterRole")?;
+    let mut role = cluster_role()?;
     let rules = role["rules"].as_array_mut().context("a role has rules")?;
+    rules.push(json!({"apiGroups": [""], "resources": ["nodes"], "verbs": ["get"]}));
     rules.push(json!({"apiGroups": [""], "resources": ["nodes/status"], "verbs": ["patch"]}));
     Ok(role)
 }

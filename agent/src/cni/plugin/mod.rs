@@ -9,9 +9,9 @@
 //! | `error` | how a command can fail, with the codes of the specification |
 //!
 //! It starts no threads and no runtime: it adds to the start of every pod. An agent that is not there is waited for;
-//! then ADD fails and the kubelet tries again, but for pods of exempt namespaces, which start without policy and are
-//! taken over by the agent once it is there. DEL and GC never fail for lack of an agent: what it has missed it finds
-//! out by itself.
+//! then ADD fails and the kubelet tries again, but for pods of exempt namespaces, which start without policy (at once
+//! where there is no agent, after a moment where there is one that cannot attach them) and are taken over by the agent
+//! later. DEL and GC never fail for lack of an agent: what it has missed it finds out by itself.
 
 mod ask;
 mod configuration;
@@ -49,6 +49,11 @@ const MAX_INPUT: u64 = 4 << 20;
 const RETRY: Duration = Duration::from_millis(25);
 /// then less and less often, until this.
 const LONGEST_RETRY: Duration = Duration::from_secs(1);
+
+/// How long a pod of an exempt namespace waits at most, for an agent that is there but cannot attach it: such pods are what a
+/// node comes up with, and the agent may be waiting for one of them. A longer `waitSeconds` is meant for the others, and
+/// can exceed what the kubelet gives its runtime (2 minutes), which would then give up before the pod is let through.
+const EXEMPT_WAIT: Duration = Duration::from_secs(10);
 
 /// How long DEL, GC and STATUS wait for an answer. None of them waits for an agent to come.
 const SHORT: Duration = Duration::from_secs(2);
@@ -206,13 +211,19 @@ fn check(configuration: &Configuration, environment: &Environment) -> Result<(),
 }
 
 /// Asks until the answer is final, as long as the configuration allows. `exempt`: without an agent there is nothing to
-/// wait for.
+/// wait for, and not for long with one.
 fn persist(
     configuration: &Configuration,
     exempt: bool,
     request: impl Fn(Duration) -> CniRequest,
 ) -> Result<(), CniError> {
-    let deadline = Instant::now() + configuration.wait();
+    let wait = if exempt {
+        configuration.wait().min(EXEMPT_WAIT)
+    } else {
+        configuration.wait()
+    };
+    let later = |reason: &str| later(configuration, wait, reason);
+    let deadline = Instant::now() + wait;
     let mut pause = RETRY;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
@@ -226,23 +237,23 @@ fn persist(
                 pause = LONGEST_RETRY.min(2 * pause);
                 reason
             }
-            Err(Unanswered::NoAgent(reason)) if exempt => return Err(later(configuration, &reason)),
+            Err(Unanswered::NoAgent(reason)) if exempt => return Err(later(&reason)),
             Err(unanswered) => unanswered.reason().to_owned(),
         };
         if Instant::now() + pause >= deadline {
-            return Err(later(configuration, &reason));
+            return Err(later(&reason));
         }
         thread::sleep(pause);
     }
 }
 
-fn later(configuration: &Configuration, reason: &str) -> CniError {
+fn later(configuration: &Configuration, wait: Duration, reason: &str) -> CniError {
     CniError::new(
         Code::TryAgainLater,
         "the Weir agent does not enforce the pod's policy yet",
         format!(
             "waited up to {} s (waitSeconds) for it with run directory {}: {reason}; see the weir pod of this node",
-            configuration.wait_seconds,
+            wait.as_secs_f64(),
             configuration.run_dir.display()
         ),
     )

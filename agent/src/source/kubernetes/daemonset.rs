@@ -23,7 +23,6 @@ use super::{
     project::METADATA_OF,
     watch::{Message, Target, Told, Watch, escaped},
 };
-use crate::metrics::Watches;
 
 /// For the answers at the end. The kubelet waits for the agent, usually 30 s.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -142,6 +141,22 @@ fn is_removed(seen: bool, watched: State, asked: Option<State>) -> bool {
     seen && asked.unwrap_or(watched).is_removed()
 }
 
+/// What becomes of the watch, for whoever tells of problems.
+#[derive(Debug)]
+pub(super) struct Sighting {
+    pub(super) daemonset: DaemonSetName,
+    pub(super) sight: Sight,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Sight {
+    Clear,
+    /// There is no such DaemonSet, and never was one on this node: its name may be wrong.
+    Absent,
+    /// The watch has failed, perhaps once more.
+    Failed(Failure),
+}
+
 /// Watches the agent's own DaemonSet.
 #[derive(Debug)]
 pub(super) struct OwnDaemonSet {
@@ -153,7 +168,13 @@ pub(super) struct OwnDaemonSet {
 }
 
 impl OwnDaemonSet {
-    pub(super) fn watch(name: DaemonSetName, api: Api, run_dir: &Path) -> Self {
+    pub(super) fn watch(
+        name: DaemonSetName,
+        api: Api,
+        run_dir: &Path,
+        health: Arc<WatchHealth>,
+        sighted: mpsc::UnboundedSender<Sighting>,
+    ) -> Self {
         let sightings = Arc::new(Mutex::new(Sightings::default()));
         let seen = run_dir.join(SEEN);
         let (told, mut tells) = mpsc::channel(16);
@@ -170,7 +191,7 @@ impl OwnDaemonSet {
                 shape: &METADATA_OF,
                 native: true,
             },
-            health: Arc::new(WatchHealth::new(Watches::default(), "DaemonSet")),
+            health: health.clone(),
             out: told,
         };
         tokio::spawn(watch.run());
@@ -178,13 +199,8 @@ impl OwnDaemonSet {
             let (sightings, seen, name) = (sightings.clone(), seen.clone(), name.clone());
             async move {
                 let mut last = State::Unknown;
+                let mut last_sight = Sight::Clear;
                 while let Some(Told { message, .. }) = tells.recv().await {
-                    if let Message::Failed(failure) = &message {
-                        tracing::warn!(
-                            daemonset = %name,
-                            "cannot be watched: {failure}; its removal may be taken for a restart, which leaves everything in place"
-                        );
-                    }
                     let state = {
                         let mut sightings = sightings.lock().unwrap_or_else(PoisonError::into_inner);
                         sightings.take(&message);
@@ -193,6 +209,24 @@ impl OwnDaemonSet {
                     if state != last {
                         last = state;
                         note(state, &name, &seen);
+                    }
+                    if matches!(message, Message::Listed(_)) {
+                        health.synced();
+                    }
+                    health.objects(usize::from(matches!(state, State::There | State::Going)));
+                    let sight = match message {
+                        Message::Failed(failure) => Sight::Failed(failure),
+                        _ if state == State::Gone && !was_seen(&seen, &name) => Sight::Absent,
+                        _ => Sight::Clear,
+                    };
+                    // A failure counts each time.
+                    if sight != last_sight || matches!(sight, Sight::Failed(_)) {
+                        last_sight = sight.clone();
+                        // Whoever tells of problems may have ended.
+                        let _ = sighted.send(Sighting {
+                            daemonset: name.clone(),
+                            sight,
+                        });
                     }
                 }
             }
@@ -208,7 +242,7 @@ impl OwnDaemonSet {
 
     /// Whether the agent is told to end because its DaemonSet is removed. Takes a few seconds at most.
     pub(super) async fn is_removed(&self) -> bool {
-        let seen = fs::read_to_string(&self.seen).is_ok_and(|text| text.trim() == self.name.to_string());
+        let seen = was_seen(&self.seen, &self.name);
         let asked = tokio::time::timeout(PATIENCE, self.ask()).await.ok().flatten();
         let watched = self.sightings.lock().unwrap_or_else(PoisonError::into_inner).state;
         let removed = is_removed(seen, watched, asked);
@@ -249,6 +283,11 @@ impl Drop for OwnDaemonSet {
     }
 }
 
+/// Whether it was ever there while an agent ran on this node.
+fn was_seen(seen: &Path, name: &DaemonSetName) -> bool {
+    fs::read_to_string(seen).is_ok_and(|text| text.trim() == name.to_string())
+}
+
 fn note(state: State, name: &DaemonSetName, seen: &Path) {
     match state {
         State::There => {
@@ -256,10 +295,8 @@ fn note(state: State, name: &DaemonSetName, seen: &Path) {
                 tracing::warn!(file = %seen.display(), %error, "cannot be written: a removal would not be known for one");
             }
         }
-        State::Gone if !seen.exists() => tracing::error!(
-            daemonset = %name,
-            "there is no such DaemonSet: correct --daemonset (WEIR_NAMESPACE, WEIR_DAEMONSET), or nothing is taken away when it is removed"
-        ),
+        // A problem, told as such.
+        State::Gone if !was_seen(seen, name) => {}
         State::Going | State::Gone => tracing::warn!(
             daemonset = %name,
             "the agent's DaemonSet is removed: when the agent is told to end, it takes everything away"

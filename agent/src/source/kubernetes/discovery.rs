@@ -18,7 +18,7 @@ use super::{
     project::page,
     watch::{Message, Told, Watch, garbled},
 };
-use crate::{api::ObjectKind, metrics::Watches};
+use crate::api::ObjectKind;
 
 /// How often to ask where nothing tells of changes (an aggregated API server that comes or goes).
 const EVERY: Duration = Duration::from_secs(60);
@@ -43,6 +43,8 @@ pub(super) struct Discovery {
     pub(super) out: mpsc::Sender<Discovered>,
     /// Woken when somebody met a kind that is not there.
     pub(super) doubt: Arc<Notify>,
+    /// Of the watch of CRDs.
+    pub(super) health: Arc<WatchHealth>,
 }
 
 /// Names of CRDs in Calico's groups.
@@ -164,7 +166,7 @@ impl Discovery {
             id: 0,
             api: self.api.clone(),
             target: names_of(CRDS),
-            health: Arc::new(WatchHealth::new(Watches::default(), "CustomResourceDefinition")),
+            health: self.health.clone(),
             out: told,
         };
         // Ends with its receiver.
@@ -173,7 +175,7 @@ impl Discovery {
         let by = tokio::time::Instant::now() + FIRST;
         while !crds.answered {
             match tokio::time::timeout_at(by, tells.recv()).await {
-                Ok(Some(Told { message, .. })) => drop(crds.take(message)),
+                Ok(Some(Told { message, .. })) => drop(self.take(&mut crds, message)),
                 Ok(None) | Err(_) => break,
             }
         }
@@ -204,7 +206,7 @@ impl Discovery {
                     // Soon, and not for each of many.
                     () = self.doubt.notified() => until = until.min(tokio::time::Instant::now() + SOON),
                     message = tells.recv() => match message {
-                        Some(Told { message, .. }) => if crds.take(message) {
+                        Some(Told { message, .. }) => if self.take(&mut crds, message) {
                             until = until.min(tokio::time::Instant::now() + SOON);
                         },
                         None => return,
@@ -213,6 +215,15 @@ impl Discovery {
                 }
             }
         }
+    }
+
+    fn take(&self, crds: &mut Crds, message: Message) -> bool {
+        if matches!(message, Message::Listed(_)) {
+            self.health.synced();
+        }
+        let changed = crds.take(message);
+        self.health.objects(crds.names.len());
+        changed
     }
 
     async fn ask(&self, crds: &Crds) -> Result<Seen, Failure> {

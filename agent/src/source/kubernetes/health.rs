@@ -13,7 +13,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::client::Failure;
-use crate::{api::ObjectKind, metrics::Watches};
+use crate::metrics::Watches;
 
 /// One watch, as it counts itself.
 #[derive(Debug)]
@@ -157,17 +157,18 @@ impl Health {
         }
     }
 
-    pub(super) fn add(&self, name: &'static str, kind: ObjectKind) -> Arc<WatchHealth> {
-        let health = Arc::new(WatchHealth::new(self.watches.clone(), kind.name()));
+    /// `name`: as [`KindHealth::kind`] has it. `kind`: as metrics have it.
+    pub(super) fn add(&self, name: &'static str, kind: &'static str) -> Arc<WatchHealth> {
+        let health = Arc::new(WatchHealth::new(self.watches.clone(), kind));
         let mut kinds = self.kinds.lock().unwrap_or_else(PoisonError::into_inner);
         kinds.insert(name, health.clone());
         health
     }
 
-    pub(super) fn remove(&self, name: &str, kind: ObjectKind) {
+    pub(super) fn remove(&self, name: &str, kind: &str) {
         let mut kinds = self.kinds.lock().unwrap_or_else(PoisonError::into_inner);
         kinds.remove(name);
-        self.watches.end(kind.name());
+        self.watches.end(kind);
     }
 
     /// Of every kind that is watched, by name.

@@ -184,17 +184,22 @@ impl KubernetesSource {
         let (commands, asked) = mpsc::unbounded_channel();
         let (events, told_events) = mpsc::unbounded_channel();
         let (discovered, discoveries) = mpsc::channel(4);
+        let (sighted, sightings) = mpsc::unbounded_channel();
         let (reports, reported) = mpsc::unbounded_channel();
         let pod_events = PodEvents {
             reports: reports.clone(),
         };
         let doubt = Arc::new(Notify::new());
+        let health = Health::new(instruments.watches.clone());
         let discovery = Discovery {
             api: api.clone(),
             out: discovered,
             doubt: doubt.clone(),
+            health: health.add(
+                "customresourcedefinitions.apiextensions.k8s.io",
+                "CustomResourceDefinition",
+            ),
         };
-        let health = Health::new(instruments.watches.clone());
         let catalogue = Catalogue::new(store, stored);
         let outbox = Outbox {
             events,
@@ -207,6 +212,7 @@ impl KubernetesSource {
             messages: told,
             commands: asked,
             discovered: discoveries,
+            sightings,
         };
         let reporter = Reporter {
             api: api.clone(),
@@ -219,7 +225,10 @@ impl KubernetesSource {
             tokio::spawn(reporter.run()),
         ];
         let daemonset = options.daemonset.clone();
-        let daemonset = daemonset.map(|name| OwnDaemonSet::watch(name, api.clone(), run_dir));
+        let daemonset = daemonset.map(|name| {
+            let health = health.add("daemonsets.apps", "DaemonSet");
+            OwnDaemonSet::watch(name, api.clone(), run_dir, health, sighted)
+        });
         let condition = options.node_condition.then(|| NodeCondition {
             api: api.clone(),
             node: node.to_owned(),

@@ -16,12 +16,13 @@ use tokio::{
 
 use self::{
     refresh::{Beside, Refresh},
-    trouble::Failing,
+    trouble::{Failing, Unsighted},
 };
 use super::{
     PodRead, ReadError,
     catalogue::{Catalogue, kind_name},
     client::{Api, Failure},
+    daemonset::Sighting,
     discovery::Discovered,
     health::{Health, WatchHealth},
     kinds::{Resource, built_in},
@@ -91,6 +92,8 @@ pub(super) struct Runner {
     discovered: bool,
     /// Discovery cannot ask.
     undiscovered: Option<Failing>,
+    /// What keeps the agent from knowing that it is removed. Of no concern to what is enforced.
+    unsighted: Option<Unsighted>,
     /// One at a time: what is asked for meanwhile is answered by the next.
     refresh: Option<Refresh>,
     /// The last refresh that was asked for and has not begun.
@@ -108,6 +111,8 @@ pub(super) struct Inbox {
     pub(super) messages: mpsc::Receiver<Told>,
     pub(super) commands: mpsc::UnboundedReceiver<Command>,
     pub(super) discovered: mpsc::Receiver<Discovered>,
+    /// Closed where the agent knows no DaemonSet of its own.
+    pub(super) sightings: mpsc::UnboundedReceiver<Sighting>,
 }
 
 /// To whom the runner speaks.
@@ -143,6 +148,7 @@ impl Runner {
             arrived: None,
             discovered: false,
             undiscovered: None,
+            unsighted: None,
             refresh: None,
             wanted_refresh: None,
             early: Vec::new(),
@@ -179,6 +185,7 @@ impl Runner {
                     Some(discovered) => self.discovered(discovered),
                     None => return,
                 },
+                Some(sighting) = inbox.sightings.recv() => self.sighted(sighting),
                 Some(done) = self.done.join_next() => match done {
                     Ok(done) => self.done(done),
                     Err(error) => tracing::error!(%error, "a request has ended by itself"),
@@ -198,7 +205,7 @@ impl Runner {
         if self.watched.contains_key(slot) {
             return;
         }
-        let health = self.health.add(slot, resource.api.object);
+        let health = self.health.add(slot, resource.api.object.name());
         self.catalogue.add(slot, resource.api);
         self.begin(slot, resource, health);
     }
@@ -252,7 +259,7 @@ impl Runner {
         if let Some(watched) = self.watched.remove(slot) {
             tracing::info!(kind = slot, "is not served any more");
             self.by_id.remove(&watched.id);
-            self.health.remove(slot, watched.resource.api.object);
+            self.health.remove(slot, watched.resource.api.object.name());
             self.catalogue.remove(slot, succeeded);
             if let Some(refresh) = &mut self.refresh {
                 refresh.versions.retain(|(waiting, _)| *waiting != slot);
@@ -413,7 +420,9 @@ impl Runner {
 
     fn wake(&self) -> Option<Instant> {
         // Graces and outages end by themselves; there are few, and not for long.
-        let failing = self.watched.values().any(|watched| watched.failing.is_some()) || self.undiscovered.is_some();
+        let failing = self.watched.values().any(|watched| watched.failing.is_some())
+            || self.undiscovered.is_some()
+            || self.unsighted.as_ref().is_some_and(Unsighted::is_failing);
         let outage = failing.then(|| Instant::now() + Duration::from_secs(1));
         let patience = self.refresh.iter().filter(|refresh| !refresh.versions.is_empty());
         patience.map(|refresh| refresh.patience).chain(outage).min()

@@ -10,7 +10,13 @@ use tokio::sync::mpsc;
 use super::{Runner, Watched, is_built_in};
 use crate::{
     api::{ObjectKind, Problem},
-    source::{Gap, SourceEvent, kubernetes::client::Failure},
+    source::{
+        Gap, SourceEvent,
+        kubernetes::{
+            client::Failure,
+            daemonset::{DaemonSetName, Sight, Sighting},
+        },
+    },
 };
 
 /// For how long kinds that cannot be read hold up the first sync, once all that matters most is known.
@@ -29,6 +35,47 @@ pub(super) struct Failing {
     /// comes back begins with refusing everybody, or with being too busy.
     of_this_kind: Instant,
     failure: Failure,
+}
+
+/// Why the removal of the agent's own DaemonSet would not be known for one.
+#[derive(Debug)]
+pub(super) struct Unsighted {
+    daemonset: DaemonSetName,
+    /// None: it can be watched, but there is no such DaemonSet, and never was on this node.
+    failing: Option<Failing>,
+}
+
+impl Unsighted {
+    /// It becomes a problem if it lasts.
+    pub(super) const fn is_failing(&self) -> bool {
+        self.failing.is_some()
+    }
+
+    fn problem(&self) -> Option<Problem> {
+        const CONSEQUENCE: &str = "until then an uninstallation may be taken for a restart, and leave this node as it is, \
+                                   programs and CNI plugin in place (`weir detach` takes them away)";
+        let name = &self.daemonset;
+        let (message, remedy) = match &self.failing {
+            None => (
+                format!("there is no DaemonSet {name}, which is said to be the agent's own"),
+                "correct --daemonset (WEIR_NAMESPACE, WEIR_DAEMONSET)".to_owned(),
+            ),
+            Some(failing) if !failing.is_trouble() => return None,
+            Some(Failing { failure, .. }) => (
+                format!("cannot watch the agent's own DaemonSet {name}: {failure}"),
+                match kind(failure) {
+                    // Told once, for all that is watched.
+                    FailureKind::NoAnswer => return None,
+                    FailureKind::Forbidden => format!(
+                        "allow the agent to get, list and watch daemonsets {} in {} (its Role there)",
+                        name.name, name.namespace
+                    ),
+                    FailureKind::Other => "see to the API server".to_owned(),
+                },
+            ),
+        };
+        Some(Problem::warning(message, format!("{remedy}; {CONSEQUENCE}")))
+    }
 }
 
 /// What patience depends on.
@@ -99,6 +146,18 @@ impl Watched {
 }
 
 impl Runner {
+    /// How it stands with the watch of the agent's own DaemonSet.
+    pub(super) fn sighted(&mut self, Sighting { daemonset, sight }: Sighting) {
+        self.stirred = true;
+        let before = self.unsighted.take().and_then(|unsighted| unsighted.failing);
+        let failing = match sight {
+            Sight::Clear => return,
+            Sight::Absent => None,
+            Sight::Failed(failure) => Some(Failing::again(before, failure)),
+        };
+        self.unsighted = Some(Unsighted { daemonset, failing });
+    }
+
     // === The first sync ===
 
     /// Whether a kind that is not known holds up the first sync.
@@ -155,7 +214,7 @@ impl Runner {
         Ok(())
     }
 
-    /// What keeps the source from being current, by origin.
+    /// What keeps the source from being current, or the agent from knowing of its removal, by origin.
     fn problems(&self) -> Vec<(Arc<str>, Vec<Problem>)> {
         let mut unreachable = None;
         let mut out = Vec::new();
@@ -190,6 +249,8 @@ impl Runner {
             )],
         };
         out.push(("kubernetes discovery".into(), undiscovered));
+        let unsighted = self.unsighted.as_ref().and_then(Unsighted::problem);
+        out.push(("kubernetes daemonset".into(), unsighted.into_iter().collect()));
         let problems = unreachable.map(|failure| {
             Problem::error(
                 format!("{}: {failure}", self.api.server),

@@ -8,7 +8,9 @@ mod rights;
 pub mod stage;
 mod sweep;
 mod traffic;
+mod uninstall;
 pub mod upstream;
+mod world;
 
 use std::time::Instant;
 
@@ -103,7 +105,7 @@ pub static CASES: [Case; 9] = [
         elsewhere: Elsewhere::Nothing(
             "it kills API server and etcd, which can be done in a cluster of namespaces alone",
         ),
-        run: |stage, _| traffic::control_plane_away(stage),
+        run: traffic::control_plane_away,
     },
     Case {
         name: "uninstall",
@@ -111,7 +113,7 @@ pub static CASES: [Case; 9] = [
         elsewhere: Elsewhere::Without(
             "a look at what is left on nodes, which can be had in a cluster of namespaces alone",
         ),
-        run: |stage, _| traffic::uninstall(stage),
+        run: |stage, _| uninstall::run(stage),
     },
 ];
 

@@ -4,6 +4,7 @@ pub mod conformance;
 mod first_packet;
 pub mod pods;
 pub mod provider;
+mod reboot;
 mod rights;
 pub mod stage;
 mod sweep;
@@ -49,7 +50,7 @@ pub struct Case {
 }
 
 /// All cases, in their order. Weir is installed before the first.
-pub static CASES: [Case; 9] = [
+pub static CASES: [Case; 10] = [
     Case {
         name: "conformance",
         extent: Extent::Core,
@@ -106,6 +107,14 @@ pub static CASES: [Case; 9] = [
             "it kills API server and etcd, which can be done in a cluster of namespaces alone",
         ),
         run: traffic::control_plane_away,
+    },
+    Case {
+        name: "reboot",
+        extent: Extent::Core,
+        elsewhere: Elsewhere::Nothing(
+            "it ends everything of a node, which can be done in a cluster of namespaces alone",
+        ),
+        run: |stage, _| reboot::run(stage),
     },
     Case {
         name: "uninstall",

@@ -11,6 +11,7 @@ mod sweep;
 mod traffic;
 mod uninstall;
 pub mod upstream;
+mod values;
 mod world;
 
 use std::time::Instant;
@@ -50,7 +51,7 @@ pub struct Case {
 }
 
 /// All cases, in their order. Weir is installed before the first.
-pub static CASES: [Case; 10] = [
+pub static CASES: [Case; 11] = [
     Case {
         name: "conformance",
         extent: Extent::Core,
@@ -115,6 +116,12 @@ pub static CASES: [Case; 10] = [
             "it ends everything of a node, which can be done in a cluster of namespaces alone",
         ),
         run: |stage, _| reboot::run(stage),
+    },
+    Case {
+        name: "values",
+        extent: Extent::Core,
+        elsewhere: Elsewhere::Whole,
+        run: |stage, _| values::run(stage),
     },
     Case {
         name: "uninstall",

@@ -9,10 +9,13 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::lab::Lab;
+use crate::lab::{Lab, NetNs};
 
 /// The port of an agent's health address; its node's network namespace is its own.
 pub const PORT: u16 = 9641;
+
+/// An answer takes milliseconds; this ends what has gone wrong.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// One series.
 #[derive(Clone, Debug, PartialEq)]
@@ -43,7 +46,15 @@ impl Scrape {
     /// # Errors
     /// If it does not answer, or what it says is no OpenMetrics text.
     pub fn fetch(lab: &Lab, node: &str) -> Result<Self> {
-        let answer = lab.node(node)?.netns.run(|| get("/metrics"))?;
+        Self::of(&lab.node(node)?.netns, SocketAddr::from((Ipv4Addr::LOCALHOST, PORT)))
+    }
+
+    /// Asks whoever serves metrics at an address, from a network namespace.
+    ///
+    /// # Errors
+    /// If nobody answers, or what is said is no OpenMetrics text.
+    pub fn of(netns: &NetNs, address: SocketAddr) -> Result<Self> {
+        let answer = netns.run(|| get(address, "/metrics"))?;
         let (head, body) = answer.split_once("\r\n\r\n").context("no end of the head")?;
         ensure!(head.starts_with("HTTP/1.1 200"), "{answer}");
         ensure!(
@@ -100,6 +111,15 @@ impl Scrape {
         Ok(value as u64)
     }
 
+    /// The values of a metric's series by one of their labels.
+    #[must_use]
+    pub fn by_label(&self, name: &str, label: &str) -> BTreeMap<String, f64> {
+        let of_name = self.samples.iter().filter(|sample| sample.name == name);
+        of_name
+            .filter_map(|sample| Some((sample.labels.get(label)?.clone(), sample.value)))
+            .collect()
+    }
+
     /// Names of all labels.
     #[must_use]
     pub fn labels(&self) -> BTreeSet<&str> {
@@ -108,10 +128,9 @@ impl Scrape {
     }
 }
 
-fn get(path: &str) -> Result<String> {
-    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, PORT));
-    let mut stream = TcpStream::connect(address).with_context(|| format!("connect to {address}"))?;
-    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+fn get(address: SocketAddr, path: &str) -> Result<String> {
+    let mut stream = TcpStream::connect_timeout(&address, PATIENCE).with_context(|| format!("connect to {address}"))?;
+    stream.set_read_timeout(Some(PATIENCE))?;
     write!(stream, "GET {path} HTTP/1.1\r\nHost: weir\r\nConnection: close\r\n\r\n")?;
     let mut text = String::new();
     stream.read_to_string(&mut text)?;
@@ -151,6 +170,11 @@ mod tests {
         assert_eq!(scrape.count("a_total", &[]).ok(), Some(7));
         assert_eq!(scrape.value("g", &[]).ok(), Some(0.0015));
         assert!(scrape.value("g", &[("b", "c")]).is_err() && scrape.count("g", &[]).is_err());
+        assert_eq!(
+            scrape.by_label("a_total", "b"),
+            [("c".to_owned(), 3.0), ("x".to_owned(), 4.0)].into()
+        );
+        assert!(scrape.by_label("a_total", "e").is_empty());
         assert_eq!(scrape.labels(), BTreeSet::from(["b", "d"]));
         assert!(Scrape::parse("a 1\n").is_err(), "cut off");
     }

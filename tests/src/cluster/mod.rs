@@ -24,6 +24,7 @@ mod options;
 pub mod place;
 mod process;
 mod programs;
+mod reboot;
 mod state;
 
 use std::{
@@ -31,7 +32,10 @@ use std::{
     os::fd::{AsFd as _, OwnedFd},
     path::{Path, PathBuf},
     process::Command,
-    sync::atomic::{AtomicU32, Ordering},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
     thread,
 };
 
@@ -62,7 +66,8 @@ pub const DNS_IMAGE: &str = "localhost/coredns:test";
 /// A cluster that runs.
 pub struct Cluster {
     place: Place,
-    state: State,
+    /// Changes where a node is rebooted.
+    state: Mutex<State>,
     binaries: Binaries,
     api: Api,
     // In this order: nobody asks the API server any more, everything ends, its remains are collected.
@@ -102,8 +107,10 @@ impl Cluster {
         if let Lifetime::Machine { .. } = options.lifetime
             && let Some(teardown) = made._teardown.take()
         {
-            made.state.owner = None;
-            made.state.save(&made.place)?;
+            let mut state = made.state();
+            state.owner = None;
+            state.save(&made.place)?;
+            drop(state);
             teardown.disarm();
         }
         Ok(made)
@@ -144,7 +151,7 @@ impl Cluster {
         let api = Api::new(&directory.join("kubeconfig"))?;
         let cluster = Self {
             place,
-            state,
+            state: Mutex::new(state),
             binaries,
             api,
             _forward: forward,
@@ -211,7 +218,7 @@ impl Cluster {
             binaries: Binaries::ensure(&Tool::CONTROL_PLANE)?,
             processes: Processes::new(&directory.join("log"))?,
             place,
-            state,
+            state: Mutex::new(state),
             _forward: None,
             _teardown: None,
         })
@@ -256,7 +263,7 @@ impl Cluster {
 
     /// The nodes' numbers, from 1. Kubernetes knows them as `node1`, `node2` …
     pub fn numbers(&self) -> impl Iterator<Item = usize> + use<> {
-        1..=self.state.nodes.len()
+        1..=self.state().nodes.len()
     }
 
     /// The namespaces of a node, to run programs in.
@@ -301,7 +308,7 @@ impl Cluster {
     pub fn add_external(&self, addresses: Addresses) -> Result<NetNs> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let fabric = network_of(self.state.fabric)?;
+        let fabric = network_of(self.state().fabric)?;
         let others: Vec<NetNs> = std::iter::once(self.control_network())
             .chain(self.numbers().map(|number| self.node_network(number)))
             .collect::<Result<_>>()?;
@@ -321,7 +328,7 @@ impl Cluster {
     /// # Errors
     /// If the cluster is gone.
     pub fn control_network(&self) -> Result<NetNs> {
-        network_of(self.state.control)
+        network_of(self.state().control)
     }
 
     /// `kubectl` with all rights.
@@ -345,6 +352,10 @@ impl Cluster {
         node::import(archive, |command| namespaces.command(command))
     }
 
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn member(&self, number: usize) -> Node<'_> {
         Node {
             place: &self.place,
@@ -354,7 +365,8 @@ impl Cluster {
 
     fn holder(&self, number: usize) -> Result<i32> {
         let index = number.checked_sub(1).context("nodes count from 1")?;
-        let holders = &self.state.nodes;
+        let state = self.state();
+        let holders = &state.nodes;
         let pid = *holders
             .get(index)
             .with_context(|| format!("the cluster has {} nodes, no node{number}", holders.len()))?;

@@ -31,28 +31,57 @@ impl Network {
             .add("link set fabric up");
         let hosts = std::iter::once(&network.control).chain(&network.nodes);
         for (number, host) in hosts.enumerate() {
-            batch
-                .add(format!(
-                    "link add port{number} type veth peer name eth0 netns {}",
-                    host.path()
-                ))
-                .add(format!("link set port{number} master fabric up"));
+            wire(&mut batch, number, host);
         }
         batch.run(&network.fabric)?;
 
         join(&network.control, place::control(), None, nodes)?;
         for (index, netns) in network.nodes.iter().enumerate() {
-            netns.sysctl(&[
-                ("ipv4/ip_forward", "1"),
-                ("ipv6/conf/all/forwarding", "1"),
-                ("ipv6/conf/default/forwarding", "1"),
-            ])?;
-            join(netns, place::node(index + 1), Some(index + 1), nodes)?;
+            configure(netns, index + 1, nodes)?;
         }
         network.control.await_links(&["eth0"])?;
         network.nodes.iter().try_for_each(|node| node.await_links(&["eth0"]))?;
         Ok(network)
     }
+}
+
+/// Connects a host to the fabric: the control plane is number 0, nodes count from 1. Its interface has the same address of
+/// the link layer each time, as a machine's has, so that others need not learn another one.
+fn wire(batch: &mut Batch, number: usize, host: &NetNs) {
+    batch
+        .add(format!(
+            "link add port{number} type veth peer name eth0 address 02:77:00:00:00:{number:02x} netns {}",
+            host.path()
+        ))
+        .add(format!("link set port{number} master fabric up"));
+}
+
+/// What makes a node of a namespace that is connected.
+fn configure(netns: &NetNs, number: usize, nodes: usize) -> Result<()> {
+    netns.sysctl(&[
+        ("ipv4/ip_forward", "1"),
+        ("ipv6/conf/all/forwarding", "1"),
+        ("ipv6/conf/default/forwarding", "1"),
+    ])?;
+    join(netns, place::node(number), Some(number), nodes)
+}
+
+/// Takes a node off the fabric.
+pub fn unplug(fabric: &NetNs, number: usize) -> Result<()> {
+    let mut batch = Batch::default();
+    batch.add(format!("link del port{number}"));
+    batch.run(fabric)
+}
+
+/// The network of a node that was taken off, made anew.
+pub fn plug(fabric: &NetNs, number: usize, nodes: usize) -> Result<NetNs> {
+    let netns = NetNs::new()?;
+    let mut batch = Batch::default();
+    wire(&mut batch, number, &netns);
+    batch.run(fabric)?;
+    configure(&netns, number, nodes)?;
+    netns.await_links(&["eth0"])?;
+    Ok(netns)
 }
 
 /// Addresses of a host, and its ways to the pods of all (other) nodes.

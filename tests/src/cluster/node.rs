@@ -25,6 +25,7 @@ use super::{
     cgroup,
     namespaces::apart,
     place::{self, Place},
+    state::remove,
 };
 use crate::lab::netns::NetNs;
 
@@ -67,9 +68,6 @@ impl Node<'_> {
             "etc-work",
             "cni/net.d",
             "opt/cni/bin",
-            "run/containerd",
-            "run/lock",
-            "run/netns",
             "run/weir-cluster/bin",
             "var/lib/containerd",
             "var/lib/cni",
@@ -81,6 +79,7 @@ impl Node<'_> {
             let path = directory.join(name);
             fs::create_dir_all(&path).with_context(|| format!("make {}", path.display()))?;
         }
+        self.make_run()?;
         let plugins = fs::read_dir(PLUGINS)
             .with_context(|| format!("list {PLUGINS} (Debian: apt install containernetworking-plugins)"))?;
         for entry in plugins {
@@ -108,6 +107,34 @@ impl Node<'_> {
             fs::copy(keys.join(&from), own.join(to)).with_context(|| format!("copy {from}"))?;
         }
         cgroup::make(&self.place.node_group(self.number))
+    }
+
+    /// What has to be in `/run` whenever the node starts.
+    fn make_run(&self) -> Result<()> {
+        for name in ["containerd", "lock", "netns"] {
+            let path = self.directory().join("run").join(name);
+            fs::create_dir_all(&path).with_context(|| format!("make {}", path.display()))?;
+        }
+        Ok(())
+    }
+
+    /// Empties what a machine has in memory: `/run`, also under its older name, except for the cluster's programs and
+    /// configuration, which stand for what a machine has on its disk. The node has no processes any more.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn forget(&self) -> Result<()> {
+        let directory = self.directory();
+        let own = Path::new(OWN).file_name();
+        let run = directory.join("run");
+        let mut gone = vec![directory.join("var/run")];
+        for entry in fs::read_dir(&run).with_context(|| format!("list {}", run.display()))? {
+            gone.push(entry?.path());
+        }
+        gone.iter()
+            .filter(|path| path.file_name() != own)
+            .try_for_each(|path| remove(path))?;
+        self.make_run()
     }
 
     /// Makes the node's namespaces and starts the process that holds them.

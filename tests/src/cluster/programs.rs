@@ -29,7 +29,7 @@ impl Cluster {
     pub fn start(&self, component: Component) -> Result<()> {
         let mut command = control::command(component, &self.binaries, &self.place.directory());
         if matches!(component, Component::ApiServer) {
-            command.args(&self.state.api_server);
+            command.args(&self.state().api_server);
         }
         self.control_network()?.command(&mut command)?;
         let pid = self.processes.start(component.name(), command, &self.place.group())?;
@@ -116,7 +116,8 @@ impl Cluster {
     pub(super) fn start_kubelet(&self, number: usize) -> Result<()> {
         let node = self.member(number);
         self.start_on(number, "kubelet", node.kubelet_command())?;
-        match node.proxy_command(self.state.proxy) {
+        let proxy = self.state().proxy;
+        match node.proxy_command(proxy) {
             Some(command) => self.start_on(number, "kube-proxy", command),
             None => Ok(()),
         }
@@ -127,13 +128,13 @@ impl Cluster {
         loop {
             let nodes = self.api.list("/api/v1/nodes")?;
             let ready = nodes.iter().filter(|node| is_ready(node)).count();
-            if ready == self.state.nodes.len() {
+            if ready == self.numbers().count() {
                 return Ok(());
             }
             ensure!(
                 Instant::now() < deadline,
                 "{ready} of {} nodes are ready after {PATIENCE:?}: see the logs of kubelet and containerd in {}",
-                self.state.nodes.len(),
+                self.numbers().count(),
                 self.place.directory().join("log").display()
             );
             thread::sleep(Duration::from_millis(200));

@@ -2,7 +2,7 @@
 
 use std::{
     fs, io,
-    path::PathBuf,
+    path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
 };
@@ -66,15 +66,29 @@ impl State {
 /// If something withstands, with what.
 pub fn destroy(place: &Place) -> Result<()> {
     cgroup::destroy(&place.group())?;
-    let directory = place.directory();
+    remove(&place.directory())
+}
+
+/// Removes a directory with all that is in it, or a file, of processes that have just ended. That there is none is fine.
+///
+/// # Errors
+/// If something withstands.
+pub fn remove(path: &Path) -> Result<()> {
     let deadline = Instant::now() + Duration::from_secs(10);
     loop {
-        match fs::remove_dir_all(&directory) {
+        // Of a symbolic link, the link alone.
+        let kind = fs::symlink_metadata(path).map(|found| found.file_type());
+        let removed = match kind {
+            Ok(kind) if kind.is_dir() => fs::remove_dir_all(path),
+            Ok(_) => fs::remove_file(path),
+            Err(error) => Err(error),
+        };
+        match removed {
             Ok(()) => return Ok(()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             // Mounts go a moment after the last process of their namespace.
             Err(_) if Instant::now() < deadline => thread::sleep(Duration::from_millis(50)),
-            Err(error) => return Err(error).with_context(|| format!("remove {}", directory.display())),
+            Err(error) => return Err(error).with_context(|| format!("remove {}", path.display())),
         }
     }
 }

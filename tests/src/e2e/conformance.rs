@@ -201,7 +201,7 @@ impl<'a> Runner<'a> {
                     .iter()
                     .map(|port| (port.name.clone(), port.port, port.protocol.clone()))
                     .collect(),
-                arguments: Vec::new(),
+                ..PodPlan::default()
             })
             .collect();
         self.pods.add(api, &plans)?;

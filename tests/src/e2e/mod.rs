@@ -4,11 +4,15 @@ pub mod conformance;
 mod first_packet;
 pub mod pods;
 pub mod provider;
+mod reboot;
 mod rights;
 pub mod stage;
 mod sweep;
 mod traffic;
+mod uninstall;
 pub mod upstream;
+mod values;
+mod world;
 
 use std::time::Instant;
 
@@ -47,7 +51,7 @@ pub struct Case {
 }
 
 /// All cases, in their order. Weir is installed before the first.
-pub static CASES: [Case; 9] = [
+pub static CASES: [Case; 11] = [
     Case {
         name: "conformance",
         extent: Extent::Core,
@@ -103,7 +107,21 @@ pub static CASES: [Case; 9] = [
         elsewhere: Elsewhere::Nothing(
             "it kills API server and etcd, which can be done in a cluster of namespaces alone",
         ),
-        run: |stage, _| traffic::control_plane_away(stage),
+        run: traffic::control_plane_away,
+    },
+    Case {
+        name: "reboot",
+        extent: Extent::Core,
+        elsewhere: Elsewhere::Nothing(
+            "it ends everything of a node, which can be done in a cluster of namespaces alone",
+        ),
+        run: |stage, _| reboot::run(stage),
+    },
+    Case {
+        name: "values",
+        extent: Extent::Core,
+        elsewhere: Elsewhere::Whole,
+        run: |stage, _| values::run(stage),
     },
     Case {
         name: "uninstall",
@@ -111,7 +129,7 @@ pub static CASES: [Case; 9] = [
         elsewhere: Elsewhere::Without(
             "a look at what is left on nodes, which can be had in a cluster of namespaces alone",
         ),
-        run: |stage, _| traffic::uninstall(stage),
+        run: |stage, _| uninstall::run(stage),
     },
 ];
 

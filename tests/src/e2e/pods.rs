@@ -40,6 +40,8 @@ pub struct PodPlan {
     pub ports: Vec<(String, u16, String)>,
     /// What agnhost does; nothing: it waits.
     pub arguments: Vec<String>,
+    /// What of it ends is started again.
+    pub restarts: bool,
 }
 
 impl PodPlan {
@@ -89,7 +91,7 @@ impl PodPlan {
             "spec": {
                 "automountServiceAccountToken": false,
                 "enableServiceLinks": false,
-                "restartPolicy": "Never",
+                "restartPolicy": if self.restarts { "Always" } else { "Never" },
                 "serviceAccountName": self.service_account.as_deref().unwrap_or("default"),
                 "terminationGracePeriodSeconds": 1,
                 "containers": [container],

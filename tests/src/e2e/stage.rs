@@ -20,11 +20,14 @@ use weir::{
 };
 
 use super::pods::{eventually, processes};
-use crate::cluster::{
-    Cluster,
-    api::Api,
-    binaries::{Binaries, Tool},
-    is_ready,
+use crate::{
+    cluster::{
+        Cluster,
+        api::Api,
+        binaries::{Binaries, Tool},
+        is_ready,
+    },
+    lab::NetNs,
 };
 
 /// Where Weir is installed, and under which name.
@@ -33,6 +36,9 @@ pub const RELEASE: &str = "weir";
 
 /// The DaemonSet in the API.
 pub const DAEMON_SET: &str = "/apis/apps/v1/namespaces/kube-system/daemonsets/weir";
+
+/// Where agents answer probes and serve metrics, on their node's network.
+pub const HEALTH_PORT: u16 = 9479;
 
 /// An install or a roll-out takes seconds, on a busy machine tens of them.
 pub const ROLLED_OUT: Duration = Duration::from_secs(240);
@@ -61,10 +67,25 @@ pub struct AgentPod {
 }
 
 impl AgentPod {
+    /// The root of the agent's file system, as this machine sees it: so directories of any node can be looked into that
+    /// the agent has mounted.
+    #[must_use]
+    pub fn root(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/root", self.pid))
+    }
+
     /// The agent's run directory, as this machine sees it.
     #[must_use]
     pub fn run_dir(&self) -> PathBuf {
-        PathBuf::from(format!("/proc/{}/root/run/weir", self.pid))
+        self.root().join("run/weir")
+    }
+
+    /// The network namespace of the agent's node.
+    ///
+    /// # Errors
+    /// If the agent has ended.
+    pub fn network(&self) -> Result<NetNs> {
+        NetNs::open(Path::new(&format!("/proc/{}/ns/net", self.pid)))
     }
 
     /// What the agent says of itself.

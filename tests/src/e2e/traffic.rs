@@ -1,166 +1,29 @@
 //! Running agents are ended in every way there is, and the control plane too, while traffic never pauses.
 
-use std::{collections::BTreeMap, fs, path::Path, thread, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs::{self, File},
+    net::{Ipv4Addr, SocketAddr},
+    os::fd::AsRawFd as _,
+    path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, ensure};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::{
-    pods::{PodPlan, Pods, eventually, namespace, remove_namespace},
-    stage::{DAEMON_SET, NAMESPACE, ROLLED_OUT, Stage},
+    Extent,
+    pods::eventually,
+    stage::{AgentPod, HEALTH_PORT, NAMESPACE, ROLLED_OUT, Stage},
+    world::World,
 };
-use crate::{
-    cluster::Component,
-    lab::{
-        Family, Hosts as _,
-        manifests::labels,
-        probe::{Patience, Probe, Prober, Protocol, Servers, Verdict},
-    },
-    traffic::Traffic,
-};
-
-const OWN: &str = "weir-e2e-traffic";
-
-/// A change takes effect within milliseconds; this ends what has gone wrong.
-const ENFORCED: Duration = Duration::from_secs(60);
-
-const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
-
-/// A server with a policy, a client that it allows, and one that it does not; the clients on every node.
-struct World<'a> {
-    stage: &'a Stage,
-    pods: Pods,
-    servers: Servers,
-    prober: Prober,
-    families: Vec<Family>,
-    clients: Vec<(String, String)>,
-    server: String,
-}
-
-impl<'a> World<'a> {
-    fn new(stage: &'a Stage) -> Result<Self> {
-        let nodes = stage.nodes()?;
-        namespace(stage.api(), OWN, &labels(&[]))?;
-        let server = format!("{OWN}/server");
-        let mut plans = vec![PodPlan::idle(&server, &nodes[0], &labels(&[("role", "server")]))];
-        let mut clients = Vec::new();
-        for (number, node) in nodes.iter().enumerate() {
-            let friend = format!("{OWN}/friend-{number}");
-            let stranger = format!("{OWN}/stranger-{number}");
-            plans.push(PodPlan::idle(&friend, node, &labels(&[("role", "friend")])));
-            plans.push(PodPlan::idle(&stranger, node, &labels(&[("role", "stranger")])));
-            clients.push((friend, stranger));
-        }
-        let mut pods = Pods::default();
-        pods.add(stage.api(), &plans)?;
-        let servers = Servers::start()?;
-        let (netns, addresses) = pods.host(&server)?;
-        servers.serve(&server, netns, &[(Protocol::Tcp, 80), (Protocol::Udp, 80)])?;
-        let families = FAMILIES
-            .into_iter()
-            .filter(|family| addresses.of(*family).is_some())
-            .collect();
-        let mut world = Self {
-            stage,
-            pods,
-            servers,
-            prober: Prober::default(),
-            families,
-            clients,
-            server,
-        };
-        world.allow(&["friend"])?;
-        Ok(world)
-    }
-
-    /// Lets clients of these roles reach the server, and no others; returns when it is so.
-    fn allow(&mut self, roles: &[&str]) -> Result<()> {
-        self.stage.api().apply(&json!({
-            "apiVersion": "networking.k8s.io/v1",
-            "kind": "NetworkPolicy",
-            "metadata": {"namespace": OWN, "name": "server"},
-            "spec": {
-                "podSelector": {"matchLabels": {"role": "server"}},
-                "ingress": [{"from": [{"podSelector": {"matchExpressions": [
-                    {"key": "role", "operator": "In", "values": roles}]}}]}],
-            },
-        }))?;
-        self.await_verdicts(true, roles.contains(&"stranger"))
-    }
-
-    fn await_verdicts(&mut self, friend: bool, stranger: bool) -> Result<()> {
-        let mut probes = Vec::new();
-        let mut wanted = Vec::new();
-        for family in &self.families {
-            let to = self.pods.address(&self.server, *family)?;
-            for (one, other) in &self.clients {
-                for (from, allowed) in [(one, friend), (other, stranger)] {
-                    probes.push(Probe {
-                        from: from.clone(),
-                        to,
-                        protocol: Protocol::Tcp,
-                        port: 80,
-                    });
-                    wanted.push(if allowed { Verdict::Allow } else { Verdict::Deny });
-                }
-            }
-        }
-        let (prober, pods, servers) = (&mut self.prober, &self.pods, &self.servers);
-        let mut last = Vec::new();
-        eventually("the server's policy is enforced", ENFORCED, || {
-            let outcomes = prober.ask(pods, servers, &probes, Patience::STUBBORN)?;
-            last = outcomes.iter().map(|outcome| outcome.verdict).collect();
-            Ok(last == wanted)
-        })
-        .with_context(|| format!("wanted {wanted:?}, found {last:?} for {probes:?}"))
-    }
-
-    fn start(&self) -> Result<Vec<Traffic>> {
-        let mut traffic = Vec::new();
-        for family in &self.families {
-            for (friend, stranger) in &self.clients {
-                traffic.push(Traffic::between(
-                    &self.pods,
-                    *family,
-                    (friend, &self.server),
-                    Some((stranger, &self.server)),
-                )?);
-            }
-        }
-        Ok(traffic)
-    }
-
-    /// Runs something under traffic, which must not feel it.
-    fn undisturbed(&self, what: &str, work: impl FnOnce() -> Result<()>) -> Result<()> {
-        let traffic = self.start()?;
-        let mut wrong: Vec<anyhow::Error> = work().err().into_iter().collect();
-        // Also what comes right afterwards.
-        thread::sleep(Duration::from_millis(500));
-        for running in traffic {
-            let met = running.finish(&self.servers).and_then(|report| report.unharmed());
-            wrong.extend(met.err());
-        }
-        // The work's own first: traffic may be disturbed for the same reason.
-        let wrong: Vec<String> = wrong.iter().map(|error| format!("{error:#}")).collect();
-        ensure!(wrong.is_empty(), "{what}: {}", wrong.join("; "));
-        Ok(())
-    }
-
-    /// The agents follow changes, too.
-    fn follows(&mut self) -> Result<()> {
-        self.allow(&["friend", "stranger"])?;
-        self.allow(&["friend"])
-    }
-
-    fn end(self) -> Result<()> {
-        drop(self.servers);
-        remove_namespace(self.stage.api(), OWN)
-    }
-}
+use crate::{cluster::Component, scrape::Scrape};
 
 /// Nothing happens: what disturbs the traffic now is no doing of Weir's, and other cases would blame it on Weir.
 ///
@@ -194,7 +57,58 @@ pub fn rolling_update(stage: &Stage) -> Result<()> {
         ensure!(old.uid != agent.uid, "the agent of {node} was not replaced");
     }
     world.follows()?;
+    let agent = after.values().next().context("there is no agent")?;
+    world.undisturbed("an eviction", || evict(stage, agent))?;
+    world.follows()?;
     world.end()
+}
+
+/// Evicts an agent's pod, as a drain does: what it enforced stays while no agent runs, and the next one takes over.
+fn evict(stage: &Stage, agent: &AgentPod) -> Result<()> {
+    // Seen through the agent's own mount, which this keeps: so it does not matter what the node is.
+    let bpffs = agent.root().join("sys/fs/bpf/weir");
+    let bpffs = File::open(&bpffs).with_context(|| format!("open {}", bpffs.display()))?;
+    let pins = |directory: &File| pins(&PathBuf::from(format!("/proc/self/fd/{}", directory.as_raw_fd())));
+    let before = pins(&bpffs)?;
+    ensure!(
+        before.iter().any(|pin| pin.starts_with("links")),
+        "the agent of {} has pinned no link, so that links stay would prove nothing: {before:?}",
+        agent.node
+    );
+    stage.api().post(
+        &format!("/api/v1/namespaces/{NAMESPACE}/pods/{}/eviction", agent.name),
+        &json!({
+            "apiVersion": "policy/v1",
+            "kind": "Eviction",
+            "metadata": {"namespace": NAMESPACE, "name": agent.name},
+        }),
+    )?;
+    let process = PathBuf::from(format!("/proc/{}", agent.pid));
+    eventually("the evicted agent ends", ROLLED_OUT, || Ok(!process.exists()))?;
+    let meanwhile = pins(&bpffs)?;
+    let lost: Vec<&PathBuf> = before.difference(&meanwhile).collect();
+    ensure!(lost.is_empty(), "an evicted agent takes away {lost:?}");
+    eventually("another agent comes", ROLLED_OUT, || {
+        Ok(stage.agents()?.get(&agent.node).is_some_and(|new| new.uid != agent.uid))
+    })?;
+    stage.await_agents()
+}
+
+/// What is pinned below a directory.
+fn pins(directory: &Path) -> Result<BTreeSet<PathBuf>> {
+    let mut found = BTreeSet::new();
+    let mut left = vec![directory.to_owned()];
+    while let Some(next) = left.pop() {
+        for entry in fs::read_dir(&next).with_context(|| format!("list {}", next.display()))? {
+            let path = entry?.path();
+            if path.is_dir() {
+                left.push(path);
+            } else {
+                found.insert(path.strip_prefix(directory).unwrap_or(&path).to_owned());
+            }
+        }
+    }
+    Ok(found)
 }
 
 /// Agents are killed without a chance to say good-bye.
@@ -221,24 +135,55 @@ pub fn kill_agents(stage: &Stage) -> Result<()> {
     world.end()
 }
 
-/// API server and etcd die, agents die while they are away, and all come back.
+/// API server and etcd die and come back; then the API server alone, and etcd forgets what it was to tell.
 ///
 /// # Errors
-/// What the traffic met.
-pub fn control_plane_away(stage: &Stage) -> Result<()> {
+/// What the traffic met; if an agent does not say that it hears nothing, or goes on saying so.
+pub fn control_plane_away(stage: &Stage, extent: Extent) -> Result<()> {
     let cluster = stage
         .cluster()
         .context("nobody here can kill this cluster's API server")?;
+    // Long enough for every watch to break and be tried again; or as an upgrade of a control plane may take.
+    let away = Duration::from_secs(if extent == Extent::All { 180 } else { 10 });
+    let agents: Vec<AgentPod> = stage.agents()?.into_values().collect();
+    let mut last: Vec<BTreeMap<String, f64>> = Vec::new();
     let mut world = World::new(stage)?;
     world.undisturbed("API server and etcd away", || {
         cluster.kill(Component::ApiServer)?;
+        let began = Instant::now();
         cluster.kill(Component::Etcd)?;
-        // Long enough for every watch to break and be tried again.
-        thread::sleep(Duration::from_secs(10));
+        let mut first = Vec::new();
+        eventually("every watch is known to be stale", ROLLED_OUT, || {
+            first = stale(&agents)?;
+            Ok(first.iter().all(Option::is_some))
+        })?;
+        thread::sleep(away.saturating_sub(began.elapsed()));
+        eventually("the watches grow staler", ROLLED_OUT, || {
+            let now = stale(&agents)?;
+            Ok(first.iter().zip(now).all(|(first, now)| now > *first))
+        })?;
+        last = agents.iter().map(staleness).collect::<Result<_>>()?;
+        // Nobody can have heard of a server that is not there.
+        let heard = last
+            .iter()
+            .flatten()
+            .find(|(_, seconds)| **seconds < away.as_secs_f64());
+        ensure!(
+            heard.is_none(),
+            "of a server that is away for {away:?}, the metric says that it was heard of {heard:?} s ago"
+        );
         cluster.start(Component::Etcd)?;
         cluster.start(Component::ApiServer)
     })?;
     stage.await_agents()?;
+    eventually("every watch is heard of again", ROLLED_OUT, || {
+        // Each by itself: they are tried again at different times, and silent for a minute where nothing happens.
+        for (agent, unheard) in agents.iter().zip(&mut last) {
+            let now = staleness(agent)?;
+            unheard.retain(|kind, before| now.get(kind).is_none_or(|now| now >= before));
+        }
+        Ok(last.iter().all(BTreeMap::is_empty) && stale(&agents)?.iter().all(Option::is_none))
+    })?;
     world.follows()?;
     world.undisturbed("the API server away, and etcd compacted", || {
         cluster.kill(Component::ApiServer)?;
@@ -250,74 +195,25 @@ pub fn control_plane_away(stage: &Stage) -> Result<()> {
     world.end()
 }
 
-/// Weir is taken away, with all that it had put on the nodes, and put back. The nodes are looked at only in a cluster of
-/// namespaces.
-///
-/// # Errors
-/// What the traffic met; what is left.
-pub fn uninstall(stage: &Stage) -> Result<()> {
-    let mut world = World::new(stage)?;
-    let traced = traces(stage)?;
-    ensure!(
-        traced.values().all(|traces| !traces.is_empty()),
-        "an installed Weir leaves no traces on nodes, so their absence would prove nothing"
-    );
-    let mut friends = Vec::new();
-    for family in &world.families {
-        for (friend, _) in &world.clients {
-            friends.push(Traffic::between(&world.pods, *family, (friend, &world.server), None)?);
-        }
-    }
-    stage.uninstall()?;
-    let left = traces(stage)?;
-    ensure!(stage.api().get(DAEMON_SET)?.is_none(), "the DaemonSet is left");
-    for (node, traces) in left {
-        ensure!(traces.is_empty(), "left on {node}: {}", traces.join(", "));
-    }
-    for running in friends {
-        running.finish(&world.servers)?.unharmed().context("uninstall")?;
-    }
-    // Nobody enforces any more.
-    world.await_verdicts(true, true)?;
-    stage.install(&[])?;
-    world.await_verdicts(true, false)?;
-    world.end()
-}
-
-/// What of Weir is on each node of a cluster of namespaces.
-fn traces(stage: &Stage) -> Result<BTreeMap<String, Vec<String>>> {
-    let mut found = BTreeMap::new();
-    let Some(cluster) = stage.cluster() else {
-        return Ok(found);
-    };
-    for number in cluster.numbers() {
-        let root = cluster.node_root(number)?;
-        let mut traces = Vec::new();
-        for path in ["sys/fs/bpf/weir", "opt/cni/bin/weir-cni", "run/weir"] {
-            let path = root.join(path);
-            let empty = path.is_dir() && path.read_dir().is_ok_and(|mut entries| entries.next().is_none());
-            if path.exists() && !empty {
-                traces.push(format!("/{}", path.strip_prefix(&root).unwrap_or(&path).display()));
-            }
-        }
-        traces.extend(conflists(&root.join("etc/cni/net.d"))?);
-        let links = cluster.run_on(number, "bpftool", &["--json", "net", "show"])?;
-        let links: Value = serde_json::from_str(&links).context("understand bpftool")?;
-        if links.to_string().contains("weir") {
-            traces.push(format!("programs on interfaces: {links}"));
-        }
-        found.insert(format!("node{number}"), traces);
+/// For how many seconds `weir status` calls what is known stale: of each agent and kind. None: it is current.
+fn stale(agents: &[AgentPod]) -> Result<Vec<Option<u64>>> {
+    let mut found = Vec::new();
+    for agent in agents {
+        let watches = agent.status()?.watches;
+        ensure!(!watches.is_empty(), "the agent of {} watches nothing", agent.node);
+        found.extend(
+            watches
+                .iter()
+                .map(|watch| watch.stale.as_ref().map(|stale| stale.seconds)),
+        );
     }
     Ok(found)
 }
 
-fn conflists(directory: &Path) -> Result<Vec<String>> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(directory).with_context(|| format!("list {}", directory.display()))? {
-        let path = entry?.path();
-        if fs::read_to_string(&path).is_ok_and(|text| text.contains("weir-cni")) {
-            found.push(format!("weir-cni in {}", path.display()));
-        }
-    }
+/// The same as the metric has it, by kind, for which nothing is ever quite current.
+fn staleness(agent: &AgentPod) -> Result<BTreeMap<String, f64>> {
+    let scrape = Scrape::of(&agent.network()?, SocketAddr::from((Ipv4Addr::LOCALHOST, HEALTH_PORT)))?;
+    let found = scrape.by_label("weir_watch_staleness_seconds", "kind");
+    ensure!(!found.is_empty(), "the agent of {} watches nothing", agent.node);
     Ok(found)
 }

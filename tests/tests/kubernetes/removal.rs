@@ -78,6 +78,9 @@ fn installed(namespace: &str, arguments: &[String]) -> Result<ApiWorld> {
     Ok(world)
 }
 
+/// What `deploy/kustomize` consists of.
+const KUSTOMIZE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/kustomize");
+
 /// Nothing of the agent is left, and nobody enforces.
 fn is_gone(world: &mut ApiWorld) -> Result<()> {
     let agent = world.world.agent(NODE)?;
@@ -278,6 +281,43 @@ fn that_a_removal_would_not_be_known_is_told_and_nothing_else_depends_on_it() ->
         })?;
         let status = world.world.agent(NODE)?.terminate()?;
         ensure!(status.success(), "{status}");
+        is_gone(world)
+    })
+}
+
+#[test]
+fn an_agent_whose_rights_go_together_with_its_daemonset_takes_everything_away() -> Result<()> {
+    installed("kube-system", &[])?.check(|world| {
+        // Account, roles and bindings come first in the file, and so go first.
+        let mut kubectl = world.cluster.kubectl();
+        let output = kubectl
+            .args(["delete", "--ignore-not-found", "-k", KUSTOMIZE])
+            .output()
+            .context("start kubectl")?;
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        ensure!(output.status.success(), "kubectl delete: {told}");
+        let api = world.cluster.api();
+        for gone in [
+            "/api/v1/namespaces/kube-system/serviceaccounts/weir",
+            "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings/weir",
+            "/apis/rbac.authorization.k8s.io/v1/namespaces/kube-system/rolebindings/weir",
+            "/apis/apps/v1/namespaces/kube-system/daemonsets/weir",
+        ] {
+            ensure!(api.get(gone)?.is_none(), "kubectl has left {gone}");
+        }
+        // What the kubelet's signal comes after in a cluster: a controller has to see it as well, and delete the pod.
+        world.until("the agent was told that its DaemonSet is gone", |world| {
+            let log = world.world.agents.get(NODE).context("no agent")?.log_tail(200);
+            Ok(log.contains("the agent's DaemonSet is removed"))
+        })?;
+        let agent = world.world.agent(NODE)?;
+        let status = agent.terminate()?;
+        ensure!(status.success(), "{status}");
+        let log = agent.log_tail(200);
+        ensure!(
+            log.contains("asked=None"),
+            "the agent still had the right to ask, so this proves nothing:\n{log}"
+        );
         is_gone(world)
     })
 }

@@ -115,7 +115,7 @@ fn through_kubeconfig(stage: &Stage) -> Result<()> {
     command
         .arg("--kubeconfig")
         .arg(stage.kubeconfig())
-        .args(["rights", "rolling-update"]);
+        .args(["rights", "rolling-update", "kill-agents", "uninstall"]);
     println!("through the kubeconfig alone");
     let status = command.status().context("start this program once more")?;
     ensure!(status.success(), "cases fail that know the kubeconfig alone");

@@ -54,6 +54,19 @@ impl Departed {
         self.by_stand_in.values_mut().find(|gone| gone.id == id)
     }
 
+    /// Whose interface is gone, as this event says; that one is no longer here. No other event ends it: nobody looks for a
+    /// stand-in by addresses, so that nothing leads to it (`Missing`) is told before it is pinned, or of another time.
+    fn ended_by(&mut self, event: &Event) -> Option<(PeerKey, Gone)> {
+        let Event::Lost { pod, ifindex } = event else {
+            return None;
+        };
+        let interface = self.by_stand_in.get(pod)?.endpoint.interface.as_ref()?;
+        if interface.ifindex != *ifindex {
+            return None;
+        }
+        self.by_stand_in.remove_entry(pod)
+    }
+
     #[must_use]
     pub fn concerns(&self, event: &Event) -> bool {
         match event {
@@ -176,10 +189,8 @@ impl Agent {
 
     /// What discovery says of such an interface.
     pub(super) fn departed_event(&mut self, event: &Event) {
-        if let Event::Lost { pod, .. } | Event::Missing { pod, .. } = event
-            && let Some(gone) = self.departed.by_stand_in.remove(pod)
-        {
-            self.discovery.forget(pod.clone());
+        if let Some((stand_in, gone)) = self.departed.ended_by(event) {
+            self.discovery.forget(stand_in);
             self.release(gone.id);
         }
     }
@@ -230,5 +241,51 @@ impl Agent {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_interface_stays_closed_until_it_is_said_to_be_gone() {
+        let pod = PeerKey {
+            kind: EntityKind::Pod,
+            namespace: Some("x".into()),
+            name: "b".into(),
+        };
+        let mut endpoint = LocalEndpoint::new(LocalPod {
+            addresses: Vec::new(),
+            allowed_sources: Vec::new(),
+        });
+        endpoint.interface = Some(Interface {
+            ifindex: 7,
+            name: "veth7".to_owned(),
+            layer3: false,
+        });
+        let gone = Gone {
+            pod: pod.clone(),
+            endpoint,
+            id: 3,
+        };
+        let mut departed = Departed {
+            by_stand_in: BTreeMap::from([(pod.clone(), gone)]),
+        };
+        let missing = Event::Missing {
+            pod: pod.clone(),
+            reason: "no route leads to it".to_owned(),
+        };
+        let lost = |ifindex| Event::Lost {
+            pod: pod.clone(),
+            ifindex,
+        };
+        for event in [missing, lost(8)] {
+            assert!(departed.ended_by(&event).is_none(), "{event:?}");
+            assert_eq!(departed.iter().count(), 1, "{event:?}");
+        }
+        let (stand_in, gone) = departed.ended_by(&lost(7)).expect("its interface is gone");
+        assert_eq!((stand_in, gone.id), (pod.clone(), 3));
+        assert_eq!(departed.iter().count(), 0);
     }
 }
